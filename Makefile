@@ -1,0 +1,78 @@
+# What each target does: `make help`. Needs Python 3.10 or newer (3.11 for the tested versions of constraints.txt)
+# and, for the first run of a target, a package index. pip's own settings choose the build of PyTorch.
+
+PYTHON ?= python3
+WORKERS ?= 2
+STEPS ?= 200
+BENCHMARKS ?= benchmarks/networks.py
+
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),-q)
+# One thread per worker: the tests' networks are small, and workers that share cores slow each other down.
+OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
+PYTEST := $(BIN)/pytest -q
+PARALLEL := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTEST) -n $(WORKERS) --dist loadfile
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.PHONY: help install demo test test-slow test-gpu test-network style quality bench clean
+
+help:  ## this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
+
+# $(call install,EXTRA): torch first, so that its one large download is seen as such and happens once.
+define install
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "Installing diffusers_sde$(1) into $(VENV); the first time takes a few minutes."
+	@tested=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
+	test -n "$$tested" || echo "Python below 3.11: taking the newest versions that fit, not the tested ones."; \
+	$(PIP) install $$tested torch && $(PIP) install $$tested -e '.$(1)'
+endef
+
+# One stamp per set of extras; a larger set brings the smaller ones.
+$(VENV)/.stamp-core: setup.py constraints.txt
+	$(call install,)
+	@touch $@
+
+$(VENV)/.stamp-test: setup.py constraints.txt
+	$(call install,[test])
+	@touch $(VENV)/.stamp-core $@
+
+$(VENV)/.stamp-dev: setup.py constraints.txt
+	$(call install,[dev])
+	@touch $(VENV)/.stamp-core $(VENV)/.stamp-test $@
+
+install: $(VENV)/.stamp-dev  ## the package in .venv, editable, with everything to develop it
+
+demo: $(VENV)/.stamp-core  ## draw a grid of images with the embedded model into demo/
+	$(BIN)/diffusers-sde sample --num-images 16 --steps $(STEPS) --seed 0 --output demo --grid
+	@echo "The grid: $(CURDIR)/demo/grid.png"
+
+test: $(VENV)/.stamp-test  ## the tests, in under 10 minutes on 2 cores
+	@$(OFFLINE) $(PARALLEL)
+
+test-slow: $(VENV)/.stamp-test  ## the tests marked slow
+	@$(OFFLINE) $(PARALLEL) -m "slow and not gpu and not network"
+
+test-gpu: $(VENV)/.stamp-test  ## the tests marked gpu, on a machine with one
+	@$(OFFLINE) $(PYTEST) -m "gpu and not network"
+
+test-network: $(VENV)/.stamp-test  ## the tests marked network, which download from the Hub
+	@$(PYTEST) -m "network and not gpu"
+
+style: $(VENV)/.stamp-dev  ## mend and format the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+quality: $(VENV)/.stamp-dev  ## fail on what `make style` would change or cannot mend
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(VENV)/.stamp-core  ## the benchmarks that need no arguments, one table each
+	@set -e; for script in $(BENCHMARKS); do echo "== $$script"; $(BIN)/python $$script; done
+
+clean:  ## remove caches and build leftovers, but neither .venv nor results
+	rm -rf build dist src/*.egg-info .pytest_cache .ruff_cache
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print | xargs rm -rf

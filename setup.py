@@ -1,0 +1,69 @@
+"""Packaging of diffusers_sde. The tools are configured in pyproject.toml, the tested versions in constraints.txt."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+
+
+def read_version() -> str:
+    """Return `__version__` of the package without importing it, which would need torch."""
+    path = ROOT / "src" / "diffusers_sde" / "__init__.py"
+    found = re.search(r'^__version__(?:\s*:\s*\w+)?\s*=\s*["\']([^"\']+)["\']', path.read_text(encoding="utf-8"), re.M)
+    if found is None:
+        raise ValueError(f'{path} has no line like `__version__ = "0.1.0"`; setup.py takes the version from it.')
+    return found.group(1)
+
+
+def read_readme() -> str:
+    """Return README.md, or nothing when a partial checkout lacks it."""
+    path = ROOT / "README.md"
+    return path.read_text(encoding="utf-8") if path.is_file() else ""
+
+
+CORE = [
+    "click>=8.1",
+    "diffusers>=0.38",
+    "huggingface_hub>=0.34",
+    "numpy>=1.26",
+    "pillow>=10.0",
+    "rich>=13.0",
+    "safetensors>=0.4.3",
+    "torch>=2.6",
+]
+TRAIN = ["accelerate>=1.0", "datasets>=3.0", "tensorboard>=2.15"]
+EVAL = ["torch-fidelity>=0.3", "transformers>=4.45"]
+DEMO = ["gradio>=5.0"]
+TEST = [*TRAIN, "msgpack>=1.0", "pytest>=8.0", "pytest-xdist>=3.6", "scipy>=1.11", "torchdiffeq>=0.2.4"]
+DEV = [*TEST, "pre-commit>=4.0", "ruff>=0.12"]
+
+setup(
+    name="diffusers-sde",
+    version=read_version(),
+    description="Score-based generative modeling through SDEs (Song et al. 2021) as first-class diffusers citizens",
+    long_description=read_readme(),
+    long_description_content_type="text/markdown",
+    author="The diffusers_sde authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    keywords="diffusion score-based sde ode likelihood inverse-problems diffusers pytorch",
+    classifiers=[
+        "Development Status :: 3 - Alpha",
+        "Intended Audience :: Science/Research",
+        "Operating System :: OS Independent",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+    python_requires=">=3.10",
+    package_dir={"": "src"},
+    packages=find_packages("src"),
+    package_data={
+        "diffusers_sde": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.md"],
+    },
+    install_requires=CORE,
+    extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "test": TEST, "dev": DEV},
+    entry_points={"console_scripts": ["diffusers-sde = diffusers_sde.cli:main"]},
+    zip_safe=False,
+)

@@ -1,0 +1,39 @@
+"""Score-based generative modelling through stochastic differential equations, for diffusers.
+
+    import diffusers_sde
+    from diffusers import DiffusionPipeline
+
+    pipe = DiffusionPipeline.from_pretrained(diffusers_sde.embedded_model_path())
+    pipe(batch_size=4, num_inference_steps=200).images[0].save("image.png")
+"""
+
+__version__ = "0.1.0.dev0"
+
+# diffusers finds out by these names, at the top of the package, how its components are loaded.
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.schedulers.scheduling_utils import SchedulerMixin
+
+from .assets import embedded_model_path
+from .models import NCSNppModel
+from .pipelines import ScoreSdePipeline, ScoreSdePipelineOutput
+from .registration import register
+from .schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+
+register(
+    __name__,
+    pipelines=(ScoreSdePipeline,),
+    components=(NCSNppModel, ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler),
+)
+del register
+
+__all__ = [
+    "ModelMixin",
+    "NCSNppModel",
+    "SchedulerMixin",
+    "ScoreSdePipeline",
+    "ScoreSdePipelineOutput",
+    "ScoreSdeSubVpScheduler",
+    "ScoreSdeVeScheduler",
+    "ScoreSdeVpScheduler",
+    "embedded_model_path",
+]

@@ -1,0 +1,5 @@
+"""Score networks: one architecture per file."""
+
+from .ncsnpp import NCSNppModel, NCSNppOutput
+
+__all__ = ["NCSNppModel", "NCSNppOutput"]

@@ -1,0 +1,36 @@
+"""Embeddings of the noise level."""
+
+import math
+
+import torch
+from torch import nn
+
+
+class GaussianFourierProjection(nn.Module):
+    """Random Fourier features of the log noise level: [sin, cos](2 pi W log sigma), W ~ N(0, scale^2).
+
+    The frequencies reach hundreds of radians, so they stay in float32 whatever dtype the network is moved to: rounded
+    to 16 bits the features would be noise.
+
+    Args:
+        num_features: number of frequencies; the output has twice as many features.
+        scale: standard deviation of the frequencies.
+
+    Reference: Song et al. 2021, arXiv:2011.13456, App. C.1; Tancik et al. 2020, arXiv:2006.10739.
+    """
+
+    def __init__(self, num_features: int, scale: float):
+        super().__init__()
+        self.register_buffer("weight", torch.randn(num_features, dtype=torch.float32) * scale)
+
+    def _apply(self, fn, recurse: bool = True):
+        weight = self.weight
+        super()._apply(fn, recurse)
+        if self.weight.dtype != weight.dtype:
+            self.weight = weight.to(self.weight.device)
+        return self
+
+    def forward(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Noise levels of shape (B,), positive -> float32 features of shape (B, 2 num_features)."""
+        angles = 2 * math.pi * sigma.float().log()[:, None] * self.weight
+        return torch.cat([angles.sin(), angles.cos()], dim=-1)

@@ -1,0 +1,192 @@
+"""What all pipelines share: components, loading of older repositories, checks, conversion to images."""
+
+import os
+from pathlib import Path
+from typing import Union
+
+import diffusers
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+    UNet2DModel,
+)
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.utils.torch_utils import randn_tensor
+
+from ..models import NCSNppModel
+from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+
+# `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
+ScoreNetwork = Union[NCSNppModel, UNet2DModel]  # noqa: UP007
+ScoreScheduler = Union[ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler]  # noqa: UP007
+AnyScheduler = Union[  # noqa: UP007
+    ScoreSdeVeScheduler,
+    ScoreSdeVpScheduler,
+    ScoreSdeSubVpScheduler,
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    EulerDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+]
+
+OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+class ScoreSdePipelineBase(DiffusionPipeline):
+    """Base of the pipelines over a score network and a scheduler.
+
+    Args:
+        unet: network with the calling convention of `UNet2DModel`.
+        scheduler: one of this package's, or of diffusers' where the pipeline can use it. diffusers' own
+            `ScoreSdeVeScheduler`, as older repositories name it, is replaced by ours with the same config.
+    """
+
+    model_cpu_offload_seq = "unet"
+    _callback_tensor_inputs = ["latents"]
+
+    def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
+        super().__init__()
+        if isinstance(scheduler, diffusers.ScoreSdeVeScheduler):
+            config = {key: value for key, value in scheduler.config.items() if key != "tensor_format"}
+            scheduler = ScoreSdeVeScheduler.from_config(config)
+        self.register_modules(unet=unet, scheduler=scheduler)
+
+    @property
+    def _centered(self) -> bool:
+        """Whether the data range is [-1, 1] rather than [0, 1]."""
+        return not getattr(self.unet.config, "center_input_sample", False)
+
+    @property
+    def image_processor(self) -> VaeImageProcessor:
+        """Maps between images in [0, 1] and the data range of the network."""
+        return VaeImageProcessor(vae_scale_factor=1, do_normalize=self._centered)
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args, remote_code: bool = False, **kwargs) -> None:
+        r"""Save the pipeline; see `DiffusionPipeline.save_pretrained` for the other arguments.
+
+        Args:
+            save_directory (`str` or `os.PathLike`): Folder to write to.
+            remote_code (`bool`, *optional*, defaults to `False`):
+                Whether to add one-line stubs, with which `DiffusionPipeline.from_pretrained(repo,
+                trust_remote_code=True)` works where this package is installed but not imported. Such a repository
+                always asks for trust.
+        """
+        self._remote_code = remote_code
+        try:
+            super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self._remote_code = False
+
+    def save_config(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
+        """Write `model_index.json`, without local paths, and the stubs of `save_pretrained(remote_code=True)`."""
+        path_of_origin = self.config.get("_name_or_path")
+        self._internal_dict = type(self.config)({k: v for k, v in self.config.items() if k != "_name_or_path"})
+        super().save_config(save_directory, *args, **kwargs)
+        if path_of_origin is not None:
+            self.register_to_config(_name_or_path=path_of_origin)
+        if getattr(self, "_remote_code", False):
+            write_remote_code(Path(save_directory), self)
+
+    def _check_output_type(self, output_type: str) -> None:
+        if output_type not in OUTPUT_TYPES:
+            raise ValueError(f"`output_type` is {output_type!r}; allowed are {', '.join(map(repr, OUTPUT_TYPES))}.")
+        channels = self.unet.config.out_channels
+        if output_type == "pil" and channels not in (1, 3, 4):
+            raise ValueError(
+                f"the network makes images of {channels} channels, and PIL shows 1, 3 or 4; use output_type='np' or "
+                "'pt'."
+            )
+
+    @staticmethod
+    def _check_generator(generator, batch_size: int) -> None:
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(
+                f"`generator` is a list of {len(generator)} for a batch of {batch_size}; give one per image, or a "
+                "single generator."
+            )
+
+    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        size = self.unet.config.sample_size
+        default_height, default_width = (size, size) if isinstance(size, int) else size
+        height = default_height if height is None else height
+        width = default_width if width is None else width
+        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        if height < factor or width < factor or height % factor or width % factor:
+            raise ValueError(
+                f"height and width are {height} x {width}; this network takes positive multiples of {factor}."
+            )
+        return height, width
+
+    def _initial_state(self, latents, shape: tuple[int, ...], generator) -> torch.Tensor:
+        """A draw from the prior, or the given state, in float32 or better on the execution device."""
+        device = self._execution_device
+        if latents is None:
+            return randn_tensor(shape, generator, device, torch.float32) * self.scheduler.init_noise_sigma
+        if tuple(latents.shape) != shape:
+            raise ValueError(
+                f"`latents` has shape {tuple(latents.shape)}; {shape} is needed: batch_size, the network's channels, "
+                "height, width."
+            )
+        return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
+
+    def _network_output(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        return self.unet(x.to(self.unet.dtype), timestep).sample
+
+    def _to_images(self, x: torch.Tensor, output_type: str):
+        """The final state as `output_type`; images are clamped to [0, 1]."""
+        if output_type == "latent":
+            return x
+        low, high = (-1, 1) if self._centered else (0, 1)
+        return self.image_processor.postprocess(x.clamp(low, high), output_type=output_type)
+
+
+def write_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Turn a saved repository into the remote-code layout: stubs that import this package."""
+    import json
+
+    names = {"pipeline": type(pipeline).__name__}
+    (folder / "pipeline.py").write_text(f"from diffusers_sde import {names['pipeline']}  # noqa: F401\n")
+    for component in ("unet", "scheduler"):
+        library, name = pipeline.config[component]
+        if library == "diffusers_sde":
+            (folder / component / "diffusers_sde.py").write_text(f"from diffusers_sde import {name}  # noqa: F401\n")
+    index = folder / pipeline.config_name
+    content = json.loads(index.read_text())
+    content["_class_name"] = ["pipeline", names["pipeline"]]
+    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+class FiniteGuard:
+    """Watches a state for NaN and infinity without a host synchronisation per step.
+
+    Args:
+        every: number of steps between looks at the result.
+    """
+
+    def __init__(self, every: int = 50):
+        self.every = every
+        self.first_bad: torch.Tensor | None = None
+
+    def watch(self, x: torch.Tensor, step: int, last: bool) -> None:
+        """Note whether `x` is finite after `step`.
+
+        Raises:
+            ValueError: naming the first bad step, at the latest after the last one.
+        """
+        bad = torch.where(x.isfinite().all(), torch.inf, float(step))
+        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
+        if (last or (step + 1) % self.every == 0) and bool(self.first_bad.isfinite()):
+            raise ValueError(
+                f"the state became NaN or infinite at step {int(self.first_bad)}. Check that the scheduler is the one "
+                "the network was trained for, lower the corrector's `snr`, use more steps, or a wider dtype."
+            )

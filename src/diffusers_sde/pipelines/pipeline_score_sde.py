@@ -1,0 +1,144 @@
+"""Unconditional generation by Predictor-Corrector sampling."""
+
+from collections.abc import Callable
+
+import torch
+from diffusers.utils import replace_example_docstring
+
+from .base import AnyScheduler, FiniteGuard, ScoreNetwork, ScoreSdePipelineBase
+from .output import ScoreSdePipelineOutput
+
+EXAMPLE_DOC_STRING = """
+    Examples:
+        ```py
+        >>> import torch
+        >>> from diffusers_sde import ScoreSdePipeline, embedded_model_path
+
+        >>> pipe = ScoreSdePipeline.from_pretrained(embedded_model_path())
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> images = pipe(batch_size=4, num_inference_steps=200, generator=generator).images
+        ```
+"""
+
+
+class ScoreSdePipeline(ScoreSdePipelineBase):
+    r"""Predictor-Corrector sampling from a score network.
+
+    Predictor, corrector and their settings are the scheduler's. With a scheduler of diffusers' (DDPM, DDIM,
+    DPM-Solver, DEIS, UniPC, ...) over an epsilon-predicting network, that scheduler's plain loop is run.
+
+    Args:
+        unet ([`NCSNppModel`] or [`UNet2DModel`]): Network with the calling convention of `UNet2DModel`.
+        scheduler ([`ScoreSdeVeScheduler`], [`ScoreSdeVpScheduler`], [`ScoreSdeSubVpScheduler`] or one of diffusers'):
+            Scheduler of the SDE that the network was trained for.
+
+    Reference: Song et al. 2021, arXiv:2011.13456, Algorithm 1.
+    """
+
+    def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
+        super().__init__(unet, scheduler)
+
+    @torch.no_grad()
+    @replace_example_docstring(EXAMPLE_DOC_STRING)
+    def __call__(
+        self,
+        batch_size: int = 1,
+        num_inference_steps: int | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006
+    ) -> ScoreSdePipelineOutput | tuple:
+        r"""Draw images.
+
+        Args:
+            batch_size (`int`, *optional*, defaults to 1): Number of images.
+            num_inference_steps (`int`, *optional*):
+                Number of predictor steps; by default the scheduler's `num_train_timesteps`. Each costs
+                1 + `correct_steps` network evaluations with a corrector, 1 without.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of all noise; one per image makes each image independent of the batch it is drawn in.
+            latents (`torch.Tensor`, *optional*):
+                State at t = 1 of shape (batch_size, C, H, W), of standard deviation `scheduler.init_noise_sigma`.
+            height (`int`, *optional*): Height in pixels; by default the network's `sample_size`.
+            width (`int`, *optional*): Width in pixels, likewise.
+            output_type (`str`, *optional*, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return a `ScoreSdePipelineOutput`.
+            callback_on_step_end (`Callable`, *optional*):
+                Called after each step as `callback(pipeline, step, timestep, {"latents": state})`; may return a dict
+                with a new state.
+            callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors given to it: `"latents"`.
+
+        Examples:
+
+        Returns:
+            `ScoreSdePipelineOutput` or a tuple with the images.
+
+        Raises:
+            ValueError: if an argument is not allowed, or the state becomes NaN or infinite.
+        """
+        self._check_output_type(output_type)
+        if batch_size < 1:
+            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        self._check_generator(generator, batch_size)
+        self._check_callback(callback_on_step_end_tensor_inputs)
+        height, width = self._image_size(height, width)
+
+        if num_inference_steps is None:
+            num_inference_steps = self.scheduler.config.num_train_timesteps
+        self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
+        shape = (batch_size, self.unet.config.in_channels, height, width)
+        latents = self._initial_state(latents, shape, generator)
+
+        step = self._predictor_corrector_step() if hasattr(self.scheduler, "model_timestep") else self._plain_step
+        timesteps = self.scheduler.timesteps
+        guard = FiniteGuard()
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            latents = step(latents, i, t, generator)
+            guard.watch(latents, i, last=i == len(timesteps) - 1)
+            if callback_on_step_end is not None:
+                kwargs = {}
+                for name in callback_on_step_end_tensor_inputs:
+                    kwargs[name] = locals()[name]
+                latents = (callback_on_step_end(self, i, t, kwargs) or {}).get("latents", latents)
+
+        images = self._to_images(latents, output_type)
+        self.maybe_free_model_hooks()
+        return ScoreSdePipelineOutput(images=images) if return_dict else (images,)
+
+    def _check_callback(self, names: list[str]) -> None:
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
+            )
+
+    def _predictor_corrector_step(self) -> Callable:
+        """The step of one of this package's schedulers; what the network is conditioned on is computed once."""
+        scheduler = self.scheduler
+        conditioning = scheduler.model_timestep(scheduler.timesteps)
+
+        def step(x, i, t, generator):
+            for _ in range(scheduler.num_correct_steps):
+                output = self._network_output(x, conditioning[i])
+                x = scheduler.step_correct(output, x, generator, return_dict=False)[0]
+            output = self._network_output(x, conditioning[i]) if scheduler.predictor.needs_score else None
+            return scheduler.step_pred(output, t, x, generator, return_dict=False)[0]
+
+        return step
+
+    def _plain_step(self, x, i, t, generator):
+        """The step of a scheduler of diffusers'."""
+        output = self._network_output(self.scheduler.scale_model_input(x, t), t)
+        kwargs = self._generator_argument(generator)
+        return self.scheduler.step(output.to(x.dtype), t, x, return_dict=False, **kwargs)[0]
+
+    def _generator_argument(self, generator) -> dict:
+        """`generator` for schedulers whose step takes one."""
+        import inspect
+
+        return {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}

@@ -1,0 +1,33 @@
+"""Training: losses, data, checkpoints and the loop of `training/train_sde.py`, each usable by itself."""
+
+from .checkpoints import find_checkpoint, list_checkpoints
+from .components import build_network, build_scheduler
+from .data import ImagesInMemory, ImagesOnTheFly, iterate_batches, load_images, open_source, to_data_range
+from .images import ImageFormat
+from .loop import Trainer, train
+from .losses import denoising_score_matching_loss, network_score
+from .options import build_parser, parse_args
+from .randomness import ShuffledOrder, StepNoise, derive_seed
+
+__all__ = [
+    "ImageFormat",
+    "ImagesInMemory",
+    "ImagesOnTheFly",
+    "ShuffledOrder",
+    "StepNoise",
+    "Trainer",
+    "build_network",
+    "build_parser",
+    "build_scheduler",
+    "denoising_score_matching_loss",
+    "derive_seed",
+    "find_checkpoint",
+    "iterate_batches",
+    "list_checkpoints",
+    "load_images",
+    "network_score",
+    "open_source",
+    "parse_args",
+    "to_data_range",
+    "train",
+]

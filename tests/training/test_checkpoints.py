@@ -1,0 +1,78 @@
+import numpy as np
+import pytest
+
+from diffusers_sde.training import find_checkpoint, list_checkpoints
+from diffusers_sde.training.checkpoints import read_arguments, remove_old, replace_folder
+from diffusers_sde.training.samples import image_grid
+
+
+@pytest.fixture
+def run_dir(tmp_path):
+    """Checkpoints 2, 4 and 10, and names that only look like one."""
+    for name in ("checkpoint-10", "checkpoint-2", "checkpoint-4", ".partial-checkpoint-12", "checkpoint-best"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-99").write_text("a file")
+    return tmp_path
+
+
+def names(run_dir):
+    return [path.name for path in list_checkpoints(run_dir)]
+
+
+def test_checkpoints_are_listed_by_number(run_dir, tmp_path):
+    assert names(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
+    assert list_checkpoints(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("wanted", ["checkpoint-4", "{run_dir}/checkpoint-4"])
+def test_a_checkpoint_is_found_by_name_and_path(run_dir, wanted):
+    assert find_checkpoint(run_dir, wanted.format(run_dir=run_dir)) == run_dir / "checkpoint-4"
+
+
+def test_the_latest_checkpoint(run_dir, tmp_path):
+    assert find_checkpoint(run_dir, "latest") == run_dir / "checkpoint-10"
+    assert find_checkpoint(tmp_path / "nowhere", "latest") is None
+
+
+def test_a_missing_checkpoint_is_refused_with_a_list(run_dir, tmp_path):
+    with pytest.raises(ValueError, match=r"checkpoint-7 is not .* holds checkpoint-2, checkpoint-4, checkpoint-10"):
+        find_checkpoint(run_dir, "checkpoint-7")
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        find_checkpoint(tmp_path / "nowhere", "checkpoint-7")
+
+
+@pytest.mark.parametrize(
+    ("limit", "newest", "left"),
+    [
+        (None, 10, [2, 4, 10]),
+        (5, 10, [2, 4, 10]),
+        (2, 10, [4, 10]),
+        (1, 10, [10]),
+        (1, 2, [2]),  # resumed from an old one: the one just written stays
+        (2, 2, [2, 10]),
+    ],
+)
+def test_the_oldest_go_and_the_newest_stays(run_dir, limit, newest, left):
+    remove_old(run_dir, run_dir / f"checkpoint-{newest}", limit)
+    assert names(run_dir) == [f"checkpoint-{step}" for step in left]
+    assert not list(run_dir.glob(".old-*"))
+
+
+def test_replacing_a_folder(tmp_path):
+    for name, text in (("new", "1"), ("target", "0")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_text(text)
+    replace_folder(tmp_path / "new", tmp_path / "target")
+    assert [path.name for path in tmp_path.iterdir()] == ["target"]
+    assert (tmp_path / "target" / "file").read_text() == "1"
+
+
+def test_arguments_of_a_foreign_checkpoint_are_unknown(run_dir):
+    assert read_arguments(run_dir / "checkpoint-2") == {}
+
+
+def test_image_grid_places_images_row_by_row():
+    images = np.arange(1, 6, dtype=np.uint8)[:, None, None, None] * np.ones((5, 2, 3, 1), dtype=np.uint8)
+    grid = image_grid(images)
+    assert grid.shape == (4, 9, 1)
+    assert grid[::2, ::3, 0].tolist() == [[1, 2, 3], [4, 5, 0]]

@@ -1,0 +1,191 @@
+import itertools
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffusers_sde.training import (
+    ImageFormat,
+    ImagesInMemory,
+    ImagesOnTheFly,
+    ShuffledOrder,
+    iterate_batches,
+    load_images,
+    open_source,
+    to_data_range,
+)
+from diffusers_sde.training.data import describe, train_parquet_files
+
+GREY = ImageFormat(size=(8, 8), channels=1)
+
+
+def picture(seed, size=(8, 8), mode="L"):
+    generator = np.random.default_rng(seed)
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    return Image.fromarray(generator.integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def load(cache_dir):
+    return lambda path, **options: load_images(train_data_dir=str(path), cache_dir=cache_dir, **options)
+
+
+def arrays(dataset):
+    return [np.asarray(row["image"]) for row in dataset]
+
+
+def test_a_folder_of_splits_gives_the_train_split(load, data_dir):
+    dataset = load(data_dir)
+    assert dataset.column_names == ["image"]
+    assert len(dataset) == 10
+    assert all(array.shape == (8, 8) for array in arrays(dataset))
+
+
+def test_a_single_parquet_file_is_taken_whatever_its_name(load, data_dir):
+    assert len(load(data_dir / "test.parquet")) == 3
+
+
+def test_all_shards_of_the_train_split_are_found(tmp_path, write_parquet, load):
+    for i in range(2):
+        write_parquet(tmp_path / "data" / f"train-0000{i}-of-00002.parquet", [picture(i)])
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", [picture(9)])
+    assert [array.tolist() for array in arrays(load(tmp_path))] == [np.asarray(picture(i)).tolist() for i in range(2)]
+
+
+def test_files_of_no_split_are_all_taken_but_held_out_ones_never(tmp_path, write_parquet):
+    for name in ("a.parquet", "b.parquet", "test.parquet", "val/c.parquet"):
+        write_parquet(tmp_path / name, [picture(0)])
+    assert train_parquet_files(tmp_path) == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+
+
+def test_a_folder_of_held_out_splits_alone_is_refused(tmp_path, write_parquet, load):
+    write_parquet(tmp_path / "test.parquet", [picture(0)])
+    with pytest.raises(ValueError, match=r"holds only test.parquet; a train split is needed"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_folders_of_images(tmp_path, load, labelled):
+    for i in range(4):
+        folder = tmp_path / ("ab"[i % 2] if labelled else ".")
+        folder.mkdir(exist_ok=True)
+        picture(i, mode="RGB").save(folder / f"{i}.png")
+    dataset = load(tmp_path)
+    assert dataset.column_names == ["image"]
+    assert sorted(array.tolist() for array in arrays(dataset)) == sorted(
+        np.asarray(picture(i, mode="RGB")).tolist() for i in range(4)
+    )
+
+
+def test_sources_that_do_not_exist_or_hold_no_images(tmp_path, load):
+    with pytest.raises(ValueError, match="does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="no image and no parquet file under"):
+        load(tmp_path)
+    (tmp_path / "notes.txt").write_text("hello")
+    with pytest.raises(ValueError, match=r"it holds \['notes.txt'\]"):
+        load(tmp_path)
+    with pytest.raises(ValueError, match=r"notes.txt; allowed are a .parquet file or a folder"):
+        load(tmp_path / "notes.txt")
+    with pytest.raises(ValueError, match="neither of --dataset_name and --train_data_dir"):
+        load_images()
+    with pytest.raises(ValueError, match="both of --dataset_name and --train_data_dir"):
+        load_images(dataset_name="a", train_data_dir="b")
+
+
+def test_the_image_column_is_found_by_type_not_by_name(tmp_path, write_parquet, load):
+    write_parquet(tmp_path / "train.parquet", [picture(0)], column="photo")
+    assert load(tmp_path).column_names == ["image"]
+    assert load(tmp_path, image_column="photo").column_names == ["image"]
+
+
+def test_encoded_bytes_are_images_when_named(tmp_path, load):
+    picture(0).save(tmp_path / "image.png")
+    encoded = (tmp_path / "image.png").read_bytes()
+    datasets.Dataset.from_dict({"blob": [encoded]}).to_parquet(tmp_path / "train.parquet")
+    np.testing.assert_array_equal(arrays(load(tmp_path, image_column="blob"))[0], np.asarray(picture(0)))
+    with pytest.raises(ValueError, match=r"no column of images; it has: blob \(binary\)"):
+        load(tmp_path)
+
+
+def test_wrong_columns_are_refused_with_a_list_of_what_is_there(data_dir, load):
+    with pytest.raises(ValueError, match=r"no column 'photo'; it has: label \(int64\), image"):
+        load(data_dir, image_column="photo")
+    with pytest.raises(ValueError, match=r"column 'label' holds no images; the data set has: label \(int64\), image"):
+        load(data_dir, image_column="label")
+
+
+def test_a_data_set_without_images_lists_its_columns(tmp_path, load):
+    datasets.Dataset.from_dict({"text": ["a"], "length": [1]}).to_parquet(tmp_path / "train.parquet")
+    with pytest.raises(ValueError, match=r"no column of images; it has: text \(string\), length \(int64\)"):
+        load(tmp_path)
+
+
+def test_an_empty_data_set_is_refused(tmp_path, write_parquet, load):
+    write_parquet(tmp_path / "train.parquet", [])
+    with pytest.raises(ValueError, match=r"train split of .* (is empty|cannot be read)"):
+        load(tmp_path)
+
+
+def first_batches(source, count=4, **options):
+    iterator = iterate_batches(source, ShuffledOrder(len(source), seed=0), batch_size=4, **options)
+    return torch.stack(list(itertools.islice(iterator, count)))
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_on_the_fly_and_in_memory_give_the_same_batches(data_dir, load, num_workers):
+    dataset = load(data_dir)
+    in_memory = open_source(dataset, GREY, show_progress=False)
+    on_the_fly = open_source(dataset, GREY, memory_limit=0, num_workers=num_workers)
+    assert isinstance(in_memory, ImagesInMemory)
+    assert isinstance(on_the_fly, ImagesOnTheFly)
+    assert describe(in_memory).startswith("10 images, in memory")
+    assert describe(on_the_fly) == "10 images, decoded on the fly"
+    batches = first_batches(in_memory)
+    assert batches.dtype == torch.uint8
+    assert batches.shape == (4, 4, 1, 8, 8)
+    assert torch.equal(batches, first_batches(on_the_fly))
+    assert torch.equal(batches[2:], first_batches(on_the_fly, 2, first_micro_step=2))
+
+
+def test_reading_leaves_the_global_generator_alone(data_dir, load):
+    source = open_source(load(data_dir), GREY, memory_limit=0)
+    before = torch.random.get_rng_state()
+    first_batches(source)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_random_crops_change_by_epoch_and_are_the_same_on_resume(tmp_path, write_parquet, load):
+    write_parquet(tmp_path / "train.parquet", [picture(i, size=(30, 10)) for i in range(4)])
+    dataset = load(tmp_path)
+    assert isinstance(
+        open_source(dataset, ImageFormat((8, 8), 1, center_crop=True), show_progress=False), ImagesInMemory
+    )
+    source = open_source(dataset, GREY, show_progress=False)
+    assert isinstance(source, ImagesOnTheFly)
+    batches = first_batches(source)
+    assert len({image.numpy().tobytes() for image in batches.flatten(0, 1)}) > 4
+    assert torch.equal(batches[1:], first_batches(source, 3, first_micro_step=1))
+
+
+def test_grey_images_for_a_colour_network_and_back(data_dir, load):
+    grey = load(data_dir)
+    colour = open_source(grey, ImageFormat((8, 8), 3), show_progress=False).images
+    assert torch.equal(colour, open_source(grey, GREY, show_progress=False).images.expand(-1, 3, -1, -1))
+    with pytest.raises(ValueError, match=r"3 channels \(mode 'RGB'\), the network takes 1"):
+        open_source(load(data_dir / "test.parquet"), GREY, show_progress=False)
+
+
+def test_data_ranges():
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    torch.testing.assert_close(to_data_range(images, True).flatten(), torch.tensor([0.0, 0.2, 1.0]))
+    torch.testing.assert_close(to_data_range(images, False).flatten(), torch.tensor([-1.0, -0.6, 1.0]))
+
+
+def test_only_the_chosen_images_are_mirrored():
+    images = torch.arange(12, dtype=torch.uint8).reshape(2, 1, 2, 3)
+    flipped = to_data_range(images, True, torch.tensor([False, True]))
+    torch.testing.assert_close(flipped[0], to_data_range(images, True)[0])
+    torch.testing.assert_close(flipped[1], to_data_range(images, True)[1].flip(-1))
