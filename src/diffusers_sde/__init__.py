@@ -1,10 +1,10 @@
 """Score-based generative modelling through stochastic differential equations, for diffusers.
 
-    import diffusers_sde
-    from diffusers import DiffusionPipeline
+import diffusers_sde
+from diffusers import DiffusionPipeline
 
-    pipe = DiffusionPipeline.from_pretrained(diffusers_sde.embedded_model_path())
-    pipe(batch_size=4, num_inference_steps=200).images[0].save("image.png")
+pipe = DiffusionPipeline.from_pretrained(diffusers_sde.embedded_model_path())
+pipe(batch_size=4, num_inference_steps=200).images[0].save("image.png")
 """
 
 __version__ = "0.1.0.dev0"

@@ -329,8 +329,8 @@ class NCSNppModel(ModelMixin, ConfigMixin):
     """
 
     _supports_gradient_checkpointing = True
-    _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]  # noqa: RUF012  # diffusers' convention
-    _keep_in_fp32_modules = ["time_proj"]  # noqa: RUF012
+    _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
+    _keep_in_fp32_modules = ["time_proj"]
 
     @register_to_config
     def __init__(
@@ -453,9 +453,7 @@ class NCSNppModel(ModelMixin, ConfigMixin):
                 progressive = OutputResidual(pyramid_channels, width, options)
             pyramid_channels = width
             block_skips = [skips.pop() for _ in range(config.layers_per_block + 1)]
-            self.up_blocks.append(
-                UpBlock(channels, block_skips, width, has_attention[i], options, i > 0, progressive)
-            )
+            self.up_blocks.append(UpBlock(channels, block_skips, width, has_attention[i], options, i > 0, progressive))
             channels = width
 
     @property

@@ -31,8 +31,8 @@ def fir_kernel_2d(kernel: tuple[float, ...]) -> torch.Tensor:
     kernel = tuple(kernel)
     if len(kernel) % 2 or kernel != kernel[::-1] or sum(kernel) == 0:
         raise ValueError(
-            f"`fir_kernel` is {kernel}; a filter for resampling by two is symmetric, with an even number of taps and a "
-            "non-zero sum, for instance (1, 3, 3, 1)."
+            f"`fir_kernel` is {kernel}; a filter for resampling by two is symmetric, with an even number of taps and "
+            "a non-zero sum, for instance (1, 3, 3, 1)."
         )
     taps = torch.tensor(kernel, dtype=torch.float32)
     return torch.outer(taps, taps) / taps.sum() ** 2

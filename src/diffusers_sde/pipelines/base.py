@@ -14,8 +14,8 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     EulerDiscreteScheduler,
     PNDMScheduler,
-    UniPCMultistepScheduler,
     UNet2DModel,
+    UniPCMultistepScheduler,
 )
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
@@ -62,6 +62,11 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @property
+    def num_timesteps(self) -> int:
+        """Number of steps of the last call, for callbacks."""
+        return self._num_timesteps
+
+    @property
     def _centered(self) -> bool:
         """Whether the data range is [-1, 1] rather than [0, 1]."""
         return not getattr(self.unet.config, "center_input_sample", False)
@@ -76,10 +81,12 @@ class ScoreSdePipelineBase(DiffusionPipeline):
 
         Args:
             save_directory (`str` or `os.PathLike`): Folder to write to.
+            *args: Passed on.
             remote_code (`bool`, *optional*, defaults to `False`):
                 Whether to add one-line stubs, with which `DiffusionPipeline.from_pretrained(repo,
                 trust_remote_code=True)` works where this package is installed but not imported. Such a repository
                 always asks for trust.
+            **kwargs: Passed on.
         """
         self._remote_code = remote_code
         try:

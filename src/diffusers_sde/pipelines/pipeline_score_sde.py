@@ -3,22 +3,9 @@
 from collections.abc import Callable
 
 import torch
-from diffusers.utils import replace_example_docstring
 
 from .base import AnyScheduler, FiniteGuard, ScoreNetwork, ScoreSdePipelineBase
 from .output import ScoreSdePipelineOutput
-
-EXAMPLE_DOC_STRING = """
-    Examples:
-        ```py
-        >>> import torch
-        >>> from diffusers_sde import ScoreSdePipeline, embedded_model_path
-
-        >>> pipe = ScoreSdePipeline.from_pretrained(embedded_model_path())
-        >>> generator = torch.Generator().manual_seed(0)
-        >>> images = pipe(batch_size=4, num_inference_steps=200, generator=generator).images
-        ```
-"""
 
 
 class ScoreSdePipeline(ScoreSdePipelineBase):
@@ -32,6 +19,16 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         scheduler ([`ScoreSdeVeScheduler`], [`ScoreSdeVpScheduler`], [`ScoreSdeSubVpScheduler`] or one of diffusers'):
             Scheduler of the SDE that the network was trained for.
 
+    Examples:
+        ```py
+        >>> import torch
+        >>> from diffusers_sde import ScoreSdePipeline, embedded_model_path
+
+        >>> pipe = ScoreSdePipeline.from_pretrained(embedded_model_path())
+        >>> generator = torch.Generator().manual_seed(0)
+        >>> images = pipe(batch_size=4, num_inference_steps=200, generator=generator).images
+        ```
+
     Reference: Song et al. 2021, arXiv:2011.13456, Algorithm 1.
     """
 
@@ -39,7 +36,6 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         super().__init__(unet, scheduler)
 
     @torch.no_grad()
-    @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
         batch_size: int = 1,
@@ -73,8 +69,6 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
                 with a new state.
             callback_on_step_end_tensor_inputs (`list[str]`, *optional*): Tensors given to it: `"latents"`.
 
-        Examples:
-
         Returns:
             `ScoreSdePipelineOutput` or a tuple with the images.
 
@@ -96,6 +90,7 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
 
         step = self._predictor_corrector_step() if hasattr(self.scheduler, "model_timestep") else self._plain_step
         timesteps = self.scheduler.timesteps
+        self._num_timesteps = len(timesteps)
         guard = FiniteGuard()
         for i, t in enumerate(self.progress_bar(timesteps)):
             latents = step(latents, i, t, generator)

@@ -8,7 +8,6 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..sde import SDE, make_corrector, make_predictor
 from ..sde.broadcasting import expand_to
-from ..sde.predictors import step_times
 
 
 @dataclass
@@ -32,7 +31,7 @@ class ScoreSdeSchedulerBase:
     """
 
     order = 1
-    _compatibles: list[str] = []  # noqa: RUF012  # diffusers' convention
+    _compatibles: list[str] = []
 
     sde: SDE
 
@@ -78,7 +77,7 @@ class ScoreSdeSchedulerBase:
         Raises:
             ValueError: if the number is not allowed, or too small for the discretisation of VP.
         """
-        if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
+        if type(num_inference_steps) is not int or num_inference_steps < 1:
             raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}; it must be an integer of at least 1.")
         self._lay_grid(num_inference_steps, device)
         if self.predictor.uses_discretization:
@@ -94,7 +93,7 @@ class ScoreSdeSchedulerBase:
         self._times = timesteps.double()
         places = torch.linspace(1.0, 0.0, num_steps, dtype=torch.float64)
         self._predictor_times = self.predictor.times(places, self._times, num_steps)
-        self._corrector_times = step_times(self.sde, places, self._times, num_steps)
+        self._corrector_times = self.corrector.times(places, self._times, num_steps)
         self._step_index: int | None = None
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
@@ -117,9 +116,7 @@ class ScoreSdeSchedulerBase:
         """Noise level by which epsilon-predicting networks' output is divided; `None` if the output is the score."""
         return None
 
-    def score(
-        self, model_output: torch.Tensor, sample: torch.Tensor, timestep: float | torch.Tensor
-    ) -> torch.Tensor:
+    def score(self, model_output: torch.Tensor, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
         """Score of p_t from the output of the network, in float32 or better; shape of `sample`."""
         output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
         sigma = self.output_sigma(torch.as_tensor(timestep))
@@ -152,7 +149,7 @@ class ScoreSdeSchedulerBase:
         """
         index = self._current_index(None)
         t, s = (times[index] for times in self._corrector_times)
-        draws = self.corrector.needs_score
+        draws = self.corrector.draws_noise
         return self._update(self.corrector, t, s, index, model_output, sample, generator, draws, return_dict)
 
     def step_pred(
@@ -169,7 +166,7 @@ class ScoreSdeSchedulerBase:
             model_output (`torch.Tensor`):
                 Output of the network for `sample` at `timestep`; `None` will do for predictor "none".
             timestep (`float` or `torch.Tensor`):
-                Current time. As in diffusers' other schedulers it places the first step; the next ones follow the grid.
+                Current time. As in diffusers' other schedulers it places the first step; the rest follow the grid.
             sample (`torch.Tensor`): State x of shape (B, ...).
             generator (`torch.Generator` or a list of them, *optional*): Source of the noise.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a `ScoreSdeSchedulerOutput`.
@@ -209,9 +206,8 @@ class ScoreSdeSchedulerBase:
         """Apply a predictor or corrector in float32 or better, with noise drawn if `draws`."""
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         score = self.score(model_output, x, self._times[index]) if part.needs_score else None
-        noise = randn_tensor(x.shape, generator=generator, device=x.device, dtype=x.dtype) if draws else x.new_zeros(())
+        noise = randn_tensor(x.shape, generator, x.device, x.dtype) if draws else torch.zeros_like(x)
         x_next, x_mean = part.update(x, t, s, score, noise)
-        x_next = x_next if draws else x_mean
         x_next, x_mean = x_next.to(sample.dtype), x_mean.to(sample.dtype)
         return ScoreSdeSchedulerOutput(x_next, x_mean) if return_dict else (x_next, x_mean)
 

@@ -4,19 +4,20 @@ Every update is a pure function `(x, t, s, score, noise) -> (x_next, x_next_mean
 
     x_mean = x + epsilon score,      x_next = x_mean + sqrt(2 epsilon) noise
 
-and a step size epsilon that the class defines. `t` and `s < t`, of shape () or (B,), are the times of the predictor's
-discretisation: epsilon is scaled by the forward step's a^2 (1 for VE, 1 - beta_i for VP).
+and a step size epsilon that the class defines. It is scaled by a^2 of the forward step from s < t to t (1 for VE,
+1 - beta (t - s) for VP); `t` and `s` have shape () or (B,).
 
 Reference: Song et al. 2021, arXiv:2011.13456, Sec. 4.2, App. G, Algorithms 4 and 5.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 
 import torch
 
 from .base import SDE
 from .broadcasting import expand_to
 from .registry import Registry
+from .update import Update
 
 _REGISTRY = Registry("corrector")
 register_corrector = _REGISTRY.register
@@ -25,7 +26,7 @@ corrector_names = _REGISTRY.names
 NORMS = ("sample", "batch")
 
 
-class Corrector(ABC):
+class Corrector(Update):
     """A corrector of one SDE.
 
     Args:
@@ -37,14 +38,12 @@ class Corrector(ABC):
         ValueError: if `snr` or `norm` is not allowed.
     """
 
-    needs_score: bool = True
-
     def __init__(self, sde: SDE, snr: float, norm: str = "sample"):
+        super().__init__(sde)
         if not snr > 0:
             raise ValueError(f"`snr` is {snr}; it must be positive (the paper uses 0.01 to 0.2).")
         if norm not in NORMS:
             raise ValueError(f"`corrector_norm` is {norm!r}; allowed are {', '.join(map(repr, NORMS))}.")
-        self.sde = sde
         self.snr = snr
         self.norm = norm
 
@@ -52,10 +51,7 @@ class Corrector(ABC):
     def step_size(self, t: torch.Tensor, score: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
         """epsilon without the factor a^2; shape () or (B,)."""
 
-    def update(
-        self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, score: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step at t; see the module's formalism."""
+    def update(self, x, t, s, score, noise):
         a, _ = self.sde.discretize(t, s)
         epsilon = expand_to(self.step_size(t, score, noise), x) * expand_to(a.square(), x)
         x_mean = x + epsilon * score
@@ -65,6 +61,8 @@ class Corrector(ABC):
 @register_corrector("langevin")
 class LangevinCorrector(Corrector):
     """epsilon = 2 a^2 (r |noise| / |score|)^2. Reference: Algorithms 4 and 5."""
+
+    uses_discretization = True
 
     def step_size(self, t, score, noise):
         score_norm = torch.linalg.vector_norm(score.flatten(1), dim=1)
@@ -87,6 +85,7 @@ class NoneCorrector(Corrector):
     """x_next = x, for sampling by the predictor alone."""
 
     needs_score = False
+    draws_noise = False
 
     def step_size(self, t, score, noise):
         return torch.zeros_like(t)

@@ -6,20 +6,17 @@ and `x_next_mean` is the step without it. `t` and `s` have shape () or (B,), the
 Reference: Song et al. 2021, arXiv:2011.13456, Sec. 4.1, App. D to F.
 """
 
-from abc import ABC, abstractmethod
-
-import torch
-
 from .base import SDE
 from .broadcasting import expand_to
 from .registry import Registry
+from .update import Update
 
 _REGISTRY = Registry("predictor")
 register_predictor = _REGISTRY.register
 predictor_names = _REGISTRY.names
 
 
-class Predictor(ABC):
+class Predictor(Update):
     """A predictor of one SDE.
 
     Args:
@@ -30,42 +27,10 @@ class Predictor(ABC):
         ValueError: if the combination has no meaning.
     """
 
-    uses_discretization: bool = False
-    """Whether steps are those of `SDE.discretize`, and so want its times."""
-
-    needs_score: bool = True
-    """Whether the network has to be evaluated."""
-
     def __init__(self, sde: SDE, probability_flow: bool = False):
-        self.sde = sde
+        super().__init__(sde)
         self.probability_flow = probability_flow
-
-    @property
-    def draws_noise(self) -> bool:
-        """Whether `update` makes use of its noise."""
-        return self.needs_score and not self.probability_flow
-
-    def times(self, u: torch.Tensor, t: torch.Tensor, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Times (t, s) of the step of the official N-step sampler.
-
-        Args:
-            u: place on the sampling grid, from 1 (first step) to 0 (last); shape () or (B,).
-            t: time on which the network is conditioned there, same shape.
-            num_steps: number N of steps.
-        """
-        return step_times(self.sde if self.uses_discretization else None, u, t, num_steps)
-
-    @abstractmethod
-    def update(
-        self, x: torch.Tensor, t: torch.Tensor, s: torch.Tensor, score: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One step from t to s; see the module's formalism."""
-
-
-def step_times(sde: SDE | None, u, t, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sde.discretization_times`, or where there are none t and t - 1/N."""
-    times = None if sde is None else sde.discretization_times(u, num_steps)
-    return (t, t - 1 / num_steps) if times is None else times
+        self.draws_noise = self.needs_score and not probability_flow
 
 
 @register_predictor("euler_maruyama")

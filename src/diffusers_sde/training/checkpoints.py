@@ -11,9 +11,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
-from safetensors.torch import load_file
+from .ema import load_average, read_weights, save_average
 
 if TYPE_CHECKING:
     import accelerate
@@ -123,44 +121,26 @@ def register_hooks(accelerator: "accelerate.Accelerator", ema: "EMAModel") -> No
 
     Args:
         accelerator: whose only prepared model is the network.
-        ema: built with `model_cls` and `model_config`.
+        ema: the average of its parameters.
     """
 
     def save(models, weights, folder):
         if accelerator.is_main_process:
-            # EMAModel builds a network to save it; its random initialisation must not move the global generator.
-            with torch.random.fork_rng(devices=[]):
-                ema.save_pretrained(str(Path(folder) / "unet_ema"))
-            for model in models:
-                accelerator.unwrap_model(model).save_pretrained(str(Path(folder) / "unet"))
+            network = accelerator.unwrap_model(models[0])
+            network.save_pretrained(Path(folder) / "unet")
+            save_average(network, ema, Path(folder) / "unet_ema")
         # What remains in `weights` accelerate would write a second time.
         weights.clear()
 
     def load(models, folder):
-        (model,) = models
+        network = accelerator.unwrap_model(models[0])
+        network.load_state_dict(read_weights(Path(folder) / "unet"))
+        load_average(network, ema, Path(folder) / "unet_ema")
+        # What remains in `models` accelerate would read a second time.
         models.clear()
-        network = accelerator.unwrap_model(model)
-        network.load_state_dict(_read_weights(Path(folder) / "unet"))
-        average = _read_weights(Path(folder) / "unet_ema")
-        config = json.loads((Path(folder) / "unet_ema" / "config.json").read_text())
-        # The decay is the one asked for now; the weights and their number of updates are those of the checkpoint.
-        ema.load_state_dict(
-            {
-                "optimization_step": config["optimization_step"],
-                "shadow_params": [average[name] for name, _ in network.named_parameters()],
-            }
-        )
-        ema.to(accelerator.device)
 
     accelerator.register_save_state_pre_hook(save)
     accelerator.register_load_state_pre_hook(load)
-
-
-def _read_weights(folder: Path) -> dict[str, torch.Tensor]:
-    path = folder / SAFETENSORS_WEIGHTS_NAME
-    if not path.is_file():
-        raise ValueError(f"the checkpoint is not complete: {path} is missing. Resume from an earlier one.")
-    return load_file(path)
 
 
 def read_arguments(checkpoint: Path) -> dict:

@@ -15,6 +15,7 @@ import torch
 from . import checkpoints, hub, samples
 from .components import build_network, build_scheduler, image_size, is_centered_by_network
 from .data import describe, iterate_batches, load_images, open_source, to_data_range
+from .ema import averaged_weights
 from .images import ImageFormat
 from .losses import denoising_score_matching_loss, network_score
 from .options import SECRETS, check_args
@@ -150,13 +151,7 @@ class Trainer:
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=self.max_steps
         )
         self.centered = is_centered_by_network(self.network)
-        self.ema = EMAModel(
-            self.network.parameters(),
-            decay=args.ema_decay,
-            foreach=True,
-            model_cls=type(self.network),
-            model_config=self.network.config,
-        )
+        self.ema = EMAModel(self.network.parameters(), decay=args.ema_decay, foreach=True)
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(self.network, optimizer, self.lr_scheduler)
         self.ema.to(accelerator.device)
         checkpoints.register_hooks(accelerator, self.ema)
@@ -292,7 +287,7 @@ class Trainer:
         """Draw a grid on the main process while the others wait; given up on SIGTERM."""
         if self.accelerator.is_main_process:
             with contextlib.suppress(samples.SamplingAborted):
-                with samples.averaged_weights(self.network, self.ema) as network:
+                with averaged_weights(self.network, self.ema) as network:
                     images = samples.draw_samples(
                         network,
                         self.scheduler,
@@ -321,7 +316,7 @@ class Trainer:
 
         partial = self.output_dir / ".partial-pipeline"
         shutil.rmtree(partial, ignore_errors=True)
-        with samples.averaged_weights(self.network, self.ema) as network:
+        with averaged_weights(self.network, self.ema) as network:
             ScoreSdePipeline(unet=network, scheduler=self.scheduler).save_pretrained(partial)
         for entry in sorted(partial.iterdir()):
             if entry.is_dir():

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..seeding import derive_seed
+
 _ORDER, _STEP, _CROP = range(3)
-
-
-def derive_seed(*keys: int) -> int:
-    """Hash non-negative integers into a seed below 2^63; nearby keys give unrelated seeds."""
-    return int(np.random.SeedSequence(keys).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 class ShuffledOrder:

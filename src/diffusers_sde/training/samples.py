@@ -1,32 +1,12 @@
 """Sample grids while a network trains."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from PIL import Image
-
-if TYPE_CHECKING:
-    from diffusers.training_utils import EMAModel
-
-
-@contextmanager
-def averaged_weights(network: torch.nn.Module, ema: "EMAModel") -> Iterator[torch.nn.Module]:
-    """The network in evaluation mode with its averaged weights; inside only."""
-    was_training = network.training
-    parameters = list(network.parameters())
-    ema.store(parameters)
-    ema.copy_to(parameters)
-    network.eval()
-    try:
-        yield network
-    finally:
-        ema.restore(parameters)
-        network.train(was_training)
 
 
 class SamplingAborted(Exception):

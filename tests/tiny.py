@@ -1,0 +1,99 @@
+"""Small networks for the tests: a real one that runs in milliseconds, and an exact one."""
+
+import torch
+from diffusers import ModelMixin, UNet2DModel
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from diffusers_sde import NCSNppModel
+from diffusers_sde.sde import VESDE, VPSDE, SubVPSDE
+
+TINY = {
+    "sample_size": 8,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "attn_resolutions": (4,),
+    "dropout": 0.0,
+    "init_scale": 1.0,
+}
+
+
+def tiny_network(seed=0, **options) -> NCSNppModel:
+    """An `NCSNppModel` with random parameters, biases and norms included, in evaluation mode."""
+    network = NCSNppModel(**{**TINY, **options}).eval()
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            draw = torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(draw / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 1 + 0.3 * draw)
+        if network.config.conditional and network.config.time_embedding_type == "fourier":
+            frequencies = torch.randn(network.time_proj.weight.shape, generator=generator)
+            network.time_proj.weight.copy_(frequencies * network.config.fourier_scale)
+    return network
+
+
+def legacy_unet(seed=0, **options) -> UNet2DModel:
+    """A small `UNet2DModel` of the shape of the published google/ncsnpp-* repositories."""
+    with torch.random.fork_rng():
+        torch.random.default_generator.manual_seed(seed)
+        return UNet2DModel(
+            **{
+                "sample_size": 8,
+                "in_channels": 3,
+                "out_channels": 3,
+                "center_input_sample": True,
+                "time_embedding_type": "fourier",
+                "block_out_channels": (32, 64),
+                "down_block_types": ("SkipDownBlock2D", "AttnSkipDownBlock2D"),
+                "up_block_types": ("AttnSkipUpBlock2D", "SkipUpBlock2D"),
+                "layers_per_block": 1,
+                "mid_block_scale_factor": 2**0.5,
+                "norm_eps": 1e-6,
+                "norm_num_groups": None,
+                "attention_head_dim": None,
+                **options,
+            }
+        ).eval()
+
+
+class GaussianNetwork(ModelMixin, ConfigMixin):
+    """What a perfect network says of data with independent pixels N(mean, std^2).
+
+    The score for `sde="ve"`, conditioned on sigma; epsilon for "vp" and "sub_vp", conditioned on 999 t.
+    Counts its calls, keeps its last conditioning, and says NaN from call `nan_from` on.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        sde: str = "ve",
+        mean: float = 0.5,
+        std: float = 0.3,
+        sample_size: int | tuple[int, int] | None = 8,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        center_input_sample: bool = True,
+        block_out_channels: tuple[int, ...] = (4, 4),
+        nan_from: int | None = None,
+    ):
+        super().__init__()
+        self.anchor = torch.nn.Parameter(torch.zeros(1))  # a network has a dtype and a device
+        self.sde = {"ve": VESDE, "vp": VPSDE, "sub_vp": SubVPSDE}[sde]()
+        self.calls = 0
+        self.timestep = None
+
+    def forward(self, sample, timestep, return_dict=True):
+        timestep = torch.as_tensor(timestep, dtype=torch.float64)
+        config = self.config
+        if config.sde == "ve":
+            alpha, sigma = torch.ones_like(timestep), timestep
+        else:
+            alpha, sigma = self.sde.alpha(timestep / 999), self.sde.sigma(timestep / 999)
+        alpha, sigma = (c.reshape(-1, 1, 1, 1) for c in (alpha, sigma))
+        score = (alpha * config.mean - sample.double()) / (alpha**2 * config.std**2 + sigma**2)
+        output = (score if config.sde == "ve" else -sigma * score).to(sample.dtype)
+        self.calls += 1
+        self.timestep = timestep
+        if config.nan_from is not None and self.calls > config.nan_from:
+            output = output * torch.nan
+        return UNet2DOutput(sample=output) if return_dict else (output,)
