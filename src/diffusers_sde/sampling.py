@@ -36,7 +36,7 @@ def load_pipeline(
         ValueError: if a setting is not the scheduler's, or not allowed.
         OSError: if there is no such model.
     """
-    pipeline = ScoreSdePipeline.from_pretrained(embedded_model_path() if model is None else model, torch_dtype=dtype)
+    pipeline = ScoreSdePipeline.from_pretrained(embedded_model_path() if model is None else model)
     overrides = {name: value for name, value in scheduler_overrides.items() if value is not None}
     unknown = [name for name in overrides if name not in pipeline.scheduler.config]
     if unknown:
@@ -48,7 +48,7 @@ def load_pipeline(
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **overrides)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    return pipeline.to(device)
+    return pipeline.to(device, dtype)
 
 
 class SampleSet:

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
+from tests.oracles import RANKS, SDES, GaussianMixture, seeded
 
 from diffusers_sde import sde as S
-from tests.oracles import RANKS, SDES, GaussianMixture, seeded
 
 # times where alpha and sigma are well apart from 0, so that no conversion loses digits
 TIMES = torch.tensor([0.05, 0.4, 0.8], dtype=torch.float64)
@@ -46,7 +46,8 @@ def test_round_trips(name, t):
     close = dict(rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(S.denoised_to_score(sde, denoised, x, t), score, **close)
     torch.testing.assert_close(S.epsilon_to_score(sde, epsilon, t), score, **close)
-    torch.testing.assert_close(S.denoised_to_epsilon(sde, S.epsilon_to_denoised(sde, epsilon, x, t), x, t), epsilon, **close)
+    again = S.epsilon_to_denoised(sde, epsilon, x, t)
+    torch.testing.assert_close(S.denoised_to_epsilon(sde, again, x, t), epsilon, **close)
 
 
 @pytest.mark.parametrize("name", ["vp", "subvp"])

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from tests.oracles import RANKS, SDES, Gaussian, GaussianMixture, seeded
 
 TIMES = torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)
@@ -34,7 +33,7 @@ def test_score_is_the_gradient_of_the_log_density(name, kind, rank):
 def test_posterior_moments_agree_with_quadrature(name, kind):
     sde, t = SDES[name], torch.tensor(0.3, dtype=torch.float64)
     data = Gaussian(0.5, 0.7) if kind == "gaussian" else GaussianMixture([0.3, 0.7], [[-1.0], [0.8]], [0.2, 0.3])
-    x_0 = torch.linspace(-6, 6, 40001, dtype=torch.float64)[:, None]  # smooth and tiny at both ends: sums converge fast
+    x_0 = torch.linspace(-6, 6, 40001, dtype=torch.float64)[:, None]  # smooth, tiny at both ends: sums will do
     no_noise = type("Clean", (), {"alpha": torch.ones_like, "sigma": torch.zeros_like})
     prior = data.log_prob(no_noise, x_0, t)
     for x in (-0.4, 0.9):

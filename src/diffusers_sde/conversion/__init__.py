@@ -1,5 +1,6 @@
 """Official checkpoints to pipelines of this package."""
 
-from .convert import convert_checkpoint
+from .classifier import convert_classifier
+from .convert import Conversion, convert, convert_checkpoint
 
-__all__ = ["convert_checkpoint"]
+__all__ = ["Conversion", "convert", "convert_checkpoint", "convert_classifier"]

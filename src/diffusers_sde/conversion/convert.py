@@ -1,34 +1,69 @@
 """Official checkpoint and configuration -> pipeline."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-from ..models import NCSNppModel
+from ..configs import official_config, official_config_names
 from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from . import ncsnpp
-from .parameter_map import convert_state_dict
+from .architectures import LABEL_CONDITIONED, build_architecture, build_network
+from .checkpoint import OfficialCheckpoint, check_finite, detect_format
+from .fitting import fitting_configs
+from .jax import load_jax_checkpoint
+from .parameter_map import MismatchError
 from .pytorch import load_pytorch_checkpoint
+
+__all__ = ["Conversion", "build_network", "build_scheduler", "convert", "convert_checkpoint", "load_checkpoint"]
 
 Scheduler = ScoreSdeVeScheduler | ScoreSdeVpScheduler | ScoreSdeSubVpScheduler
 
 
+@dataclass(frozen=True)
+class Conversion:
+    """A converted checkpoint and what is to be said about it.
+
+    Args:
+        pipeline: `ScoreSdePipeline` on the CPU, in float32 and evaluation mode.
+        config: the official configuration.
+        config_name: its name, if it was given by name.
+        format: `"pytorch"` or `"jax"`.
+        use_ema: whether the weights are the moving average.
+        step: number of optimisation steps, if the file says.
+        ema_decay: decay of the moving average, if the file says.
+        num_parameters: number of weights of the network.
+    """
+
+    pipeline: Any
+    config: dict
+    config_name: str | None
+    format: str
+    use_ema: bool
+    step: int | None
+    ema_decay: float | None
+    num_parameters: int
+
+
 def read_config(config: str | Path | dict) -> dict:
-    """An official configuration from a dictionary or a JSON file of one.
+    """An official configuration from its name, a JSON file, or a dictionary.
 
     Raises:
-        ValueError: if there is no such file or it is no configuration.
+        ValueError: if there is no such configuration or file, or it is no configuration.
     """
     if not isinstance(config, dict):
+        name = str(config)
         path = Path(config)
-        if not path.is_file():
-            raise ValueError(f"there is no configuration file {path}; give the path of a JSON file of the official config.")
+        if name in official_config_names() or not path.is_file():
+            if path.suffix == ".json":
+                raise ValueError(f"there is no configuration file {path}.")
+            return official_config(name)
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except ValueError as error:
             raise ValueError(f"{path} is not valid JSON: {error}") from error
-    missing = [key for key in ("data", "model", "sampling", "training") if key not in config]
+        if not isinstance(config, dict):
+            raise ValueError(f"{path} holds no JSON object; it must be an official configuration.")
+    missing = [key for key in ("data", "model", "sampling", "training") if not isinstance(config.get(key), dict)]
     if missing:
         raise ValueError(f"the configuration lacks {missing}; it needs 'data', 'model', 'sampling' and 'training'.")
     return config
@@ -38,8 +73,15 @@ def build_scheduler(config: dict) -> Scheduler:
     """The scheduler, with the official sampler's settings, of an official configuration.
 
     Raises:
-        ValueError: if the SDE is unknown.
+        ValueError: if the SDE is unknown or a setting is missing.
     """
+    try:
+        return _build_scheduler(config)
+    except KeyError as error:
+        raise ValueError(f"the configuration lacks {error}.") from error
+
+
+def _build_scheduler(config: dict) -> Scheduler:
     model, sampling, training = config["model"], config["sampling"], config["training"]
     common = {
         "num_train_timesteps": model["num_scales"],
@@ -49,37 +91,80 @@ def build_scheduler(config: dict) -> Scheduler:
         "corrector": sampling["corrector"],
         "probability_flow": sampling["probability_flow"],
         "denoise_final": sampling["noise_removal"],
-        "continuous": training["continuous"],
+        # One official file has a slip of the pen there; such a network cannot be trained on continuous time.
+        "continuous": training["continuous"] and model["name"] not in LABEL_CONDITIONED,
     }
-    beta = {"beta_min": model["beta_min"], "beta_max": model["beta_max"]}
     name = training["sde"].lower()
     if name == "vesde":
         return ScoreSdeVeScheduler(**common, sigma_min=model["sigma_min"], sigma_max=model["sigma_max"])
-    if name == "vpsde":
-        return ScoreSdeVpScheduler(**common, **beta)
-    if name == "subvpsde":
-        return ScoreSdeSubVpScheduler(**common, **beta)
-    raise ValueError(f"`training.sde` is {training['sde']!r}; allowed are 'vesde', 'vpsde', 'subvpsde'.")
+    if name not in ("vpsde", "subvpsde"):
+        raise ValueError(f"`training.sde` is {training['sde']!r}; allowed are 'vesde', 'vpsde', 'subvpsde'.")
+    cls = ScoreSdeVpScheduler if name == "vpsde" else ScoreSdeSubVpScheduler
+    return cls(**common, beta_min=model["beta_min"], beta_max=model["beta_max"])
 
 
-def build_network(config: dict) -> NCSNppModel:
-    """The network, with new weights, of an official configuration.
+def load_checkpoint(path: str | Path, use_ema: bool = True) -> OfficialCheckpoint:
+    """Read an official checkpoint, PyTorch or JAX as its content shows, with all values finite.
+
+    Args:
+        path: the file.
+        use_ema: whether to take the moving average of the weights rather than the raw ones.
 
     Raises:
-        ValueError: if the architecture is unknown.
+        ValueError: if the file cannot be read.
     """
-    name = config["model"]["name"]
-    if name != "ncsnpp":
-        raise ValueError(f"`model.name` is {name!r}; networks that can be converted: 'ncsnpp'.")
-    return NCSNppModel(**ncsnpp.model_config(config))
+    load = load_pytorch_checkpoint if detect_format(path) == "pytorch" else load_jax_checkpoint
+    checkpoint = load(path, use_ema)
+    check_finite(checkpoint, path)
+    return checkpoint
+
+
+def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -> Conversion:
+    """Convert a checkpoint of the official code, PyTorch or JAX, and tell what was found.
+
+    Args:
+        path: the file.
+        config: the official configuration: its name, a JSON file of one, or a dictionary.
+        use_ema: whether to take the moving average of the weights rather than the raw ones.
+
+    Raises:
+        ValueError: if the file cannot be read, or any parameter is missing, left over or of another shape; the error
+            then names the official configurations that would fit.
+    """
+    from ..pipelines import ScoreSdePipeline
+
+    name = None if isinstance(config, dict) or str(config) not in official_config_names() else str(config)
+    config = read_config(config)
+    scheduler = build_scheduler(config)
+    architecture = build_architecture(config, detect_format(path))
+    checkpoint = load_checkpoint(path, use_ema)
+    shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
+    try:
+        state_dict = architecture.convert(checkpoint.state_dict)
+    except MismatchError as error:
+        fits = fitting_configs(shapes, checkpoint.format)
+        hint = f"These official ones have such a network: {', '.join(fits)}." if fits else "No official one has them."
+        raise MismatchError(f"{error} {hint}") from None
+    network = architecture.load(state_dict)
+    return Conversion(
+        pipeline=ScoreSdePipeline(unet=network, scheduler=scheduler),
+        config=config,
+        config_name=name,
+        format=checkpoint.format,
+        use_ema=use_ema,
+        step=checkpoint.step,
+        ema_decay=checkpoint.ema_decay,
+        num_parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
 
 
 def convert_checkpoint(path: str | Path, config: str | Path | dict, use_ema: bool = True):
-    """Convert a checkpoint of the official PyTorch code.
+    """Convert a checkpoint of the official code, PyTorch or JAX.
 
     Args:
-        path: the `.pth` file.
-        config: the official configuration, as a dictionary or the path of a JSON file.
+        path: the file; its format is told from its content.
+        config: the official configuration: its name, such as `ve/cifar10_ncsnpp_continuous`, the path of a JSON file
+            of one, or a dictionary.
         use_ema: whether to take the moving average of the weights rather than the raw ones.
 
     Returns:
@@ -88,16 +173,4 @@ def convert_checkpoint(path: str | Path, config: str | Path | dict, use_ema: boo
     Raises:
         ValueError: if the file cannot be read, or any parameter is missing, left over or of another shape.
     """
-    from ..pipelines import ScoreSdePipeline
-
-    config = read_config(config)
-    scheduler = build_scheduler(config)
-    with torch.device("meta"):
-        skeleton = build_network(config)
-    checkpoint = load_pytorch_checkpoint(path, use_ema)
-    state_dict = convert_state_dict(
-        checkpoint.state_dict, ncsnpp.parameter_map(skeleton), skeleton.state_dict(), ncsnpp.ignored_names(skeleton)
-    )
-    network = build_network(config)
-    network.load_state_dict(state_dict)
-    return ScoreSdePipeline(unet=network.eval(), scheduler=scheduler)
+    return convert(path, config, use_ema).pipeline

@@ -2,15 +2,15 @@
 
 from collections.abc import Iterator
 
-import torch
 from torch import nn
 
 from ..models import NCSNppModel
 from ..models.attention import AttentionBlock
 from ..models.embeddings import GaussianFourierProjection
-from ..models.ncsnpp import InputResidual, InputSkip, OutputResidual, ResnetBlock
-from ..models.resampling import Downsample, Upsample
-from .parameter_map import Source
+from ..models.ncsnpp import InputResidual, InputSkip, OutputResidual, OutputSkip, ResnetBlock
+from ..models.resampling import Downsample, Upsample, fir_kernel_2d
+from .flax_names import ModuleCounter
+from .parameter_map import Source, attention_sources, plain, pointwise_sources
 
 _RESNET = {
     "norm1": "GroupNorm_0",
@@ -19,6 +19,11 @@ _RESNET = {
     "norm2": "GroupNorm_1",
     "conv2": "Conv_1",
 }
+
+
+def build_model(config: dict) -> NCSNppModel:
+    """The network, with new weights, of an official configuration."""
+    return NCSNppModel(**model_config(config))
 
 
 def model_config(config: dict) -> dict:
@@ -84,6 +89,47 @@ def ignored_names(model: NCSNppModel) -> list[str]:
     return names
 
 
+def flax_modules(model: NCSNppModel) -> dict[str, str]:
+    """Modules of the official PyTorch network to those of the JAX one, where each class is numbered for itself."""
+    counter, names = ModuleCounter(), {}
+    for index, path in enumerate(_modules_in_official_order(model)):
+        if path is not None and ".progressive" in path:
+            progressive = model.get_submodule(path.partition(".progressive")[0]).progressive
+            # Resamplers without parameters take a number in JAX and none in the list of PyTorch.
+            if isinstance(progressive, InputSkip):
+                counter.skip("Downsample")
+            elif isinstance(progressive, OutputSkip) and progressive.upsample is not None and path.endswith("norm"):
+                counter.skip("Upsample")
+        names[f"all_modules.{index}"] = counter.name(_flax_class(model, path))
+    return names
+
+
+def _flax_class(model: NCSNppModel, path: str | None) -> str:
+    module = None if path is None else model.get_submodule(path)
+    if module is None or isinstance(module, GaussianFourierProjection):
+        return "GaussianFourierProjection"
+    if isinstance(module, ResnetBlock):
+        return "ResnetBlockBigGANpp" if module.is_biggan else "ResnetBlockDDPMpp"
+    classes = {
+        AttentionBlock: "AttnBlockpp",
+        InputSkip: "Combine",
+        InputResidual: "Downsample",
+        OutputResidual: "Upsample",
+        nn.Linear: "Dense",
+        nn.Conv2d: "Conv",
+    }
+    return classes.get(type(module), type(module).__name__)
+
+
+def fill_buffers(model: NCSNppModel) -> None:
+    """Compute the FIR filters, which no checkpoint holds, of a network that was built on the meta device."""
+    for module in model.modules():
+        if isinstance(module, (Downsample, Upsample)) and module.filter is not None and module.filter.is_meta:
+            gain = 4.0 if isinstance(module, Upsample) else 1.0
+            taps = gain * fir_kernel_2d(model.config.fir_kernel)
+            module.filter = taps.expand(module.filter.shape).contiguous()
+
+
 def _modules_in_official_order(model: NCSNppModel) -> Iterator[str | None]:
     """Paths of our modules as the official list `all_modules` numbers them; None where it has one that ours lacks."""
     if model.config.time_embedding_type == "fourier":
@@ -122,16 +168,11 @@ def _sources(module: nn.Module, origin: str) -> Iterator[tuple[str, Source]]:
     if isinstance(module, ResnetBlock):
         yield from _resnet_sources(module, origin)
     elif isinstance(module, AttentionBlock):
-        yield from _plain("norm", f"{origin}.GroupNorm_0")
-        projections = tuple(f"{origin}.NIN_{k}" for k in range(3))
-        yield "to_qkv.weight", Source(tuple(f"{p}.W" for p in projections), lambda *w: torch.cat(w, dim=1).T)
-        yield "to_qkv.bias", Source(tuple(f"{p}.b" for p in projections), lambda *b: torch.cat(b))
-        yield "to_out.weight", Source((f"{origin}.NIN_3.W",), lambda w: w.T)
-        yield "to_out.bias", Source((f"{origin}.NIN_3.b",))
+        yield from attention_sources(origin)
     elif isinstance(module, (Downsample, Upsample)):
         yield from _resample_sources(module, origin)
     elif isinstance(module, InputSkip):
-        yield from _plain("conv", f"{origin}.Conv_0")
+        yield from plain("conv", f"{origin}.Conv_0")
     elif isinstance(module, InputResidual):
         yield from ((f"downsample.{name}", source) for name, source in _resample_sources(module.downsample, origin))
     elif isinstance(module, OutputResidual):
@@ -143,22 +184,16 @@ def _sources(module: nn.Module, origin: str) -> Iterator[tuple[str, Source]]:
         yield "bias", Source((f"{origin}.bias",))
 
 
-def _plain(name: str, origin: str) -> Iterator[tuple[str, Source]]:
-    yield f"{name}.weight", Source((f"{origin}.weight",))
-    yield f"{name}.bias", Source((f"{origin}.bias",))
-
-
 def _resnet_sources(module: ResnetBlock, origin: str) -> Iterator[tuple[str, Source]]:
     for ours, official in _RESNET.items():
         if getattr(module, ours) is not None:
-            yield from _plain(ours, f"{origin}.{official}")
+            yield from plain(ours, f"{origin}.{official}")
     if module.conv_shortcut is None:
         return
     if module.is_biggan:
-        yield from _plain("conv_shortcut", f"{origin}.Conv_2")
+        yield from plain("conv_shortcut", f"{origin}.Conv_2")
     else:
-        yield "conv_shortcut.weight", Source((f"{origin}.NIN_0.W",), lambda w: w.T[:, :, None, None])
-        yield "conv_shortcut.bias", Source((f"{origin}.NIN_0.b",))
+        yield from pointwise_sources("conv_shortcut", f"{origin}.NIN_0")
 
 
 def _resample_sources(module: Downsample | Upsample, origin: str) -> Iterator[tuple[str, Source]]:
@@ -169,4 +204,4 @@ def _resample_sources(module: Downsample | Upsample, origin: str) -> Iterator[tu
         weight = Source((f"{origin}.Conv2d_0.weight",), lambda w: w.flip(2, 3).transpose(0, 1))
         yield from (("conv.weight", weight), ("bias", Source((f"{origin}.Conv2d_0.bias",))))
     else:
-        yield from _plain("conv", f"{origin}.{'Conv_0' if module.filter is None else 'Conv2d_0'}")
+        yield from plain("conv", f"{origin}.{'Conv_0' if module.filter is None else 'Conv2d_0'}")

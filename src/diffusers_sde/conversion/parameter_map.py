@@ -1,6 +1,6 @@
-"""Where each of our parameters comes from in an official PyTorch state dict, and the accounting for all of them."""
+"""Where each of our parameters comes from in an official checkpoint, and the accounting for all of them."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from dataclasses import dataclass
 
 import torch
@@ -27,8 +27,35 @@ class Source:
 ParameterMap = Mapping[str, Source]
 
 
+class MismatchError(ValueError):
+    """A checkpoint's tensors are not those of the configuration."""
+
+
+def plain(ours: str, official: str, bias: bool = True) -> Iterator[tuple[str, Source]]:
+    """The weight, and the bias, of a layer that both sides store alike."""
+    yield f"{ours}.weight", Source((f"{official}.weight",))
+    if bias:
+        yield f"{ours}.bias", Source((f"{official}.bias",))
+
+
+def attention_sources(official: str) -> Iterator[tuple[str, Source]]:
+    """Names within our `AttentionBlock`: the official three projections become one, stored transposed."""
+    yield from plain("norm", f"{official}.GroupNorm_0")
+    projections = tuple(f"{official}.NIN_{k}" for k in range(3))
+    yield "to_qkv.weight", Source(tuple(f"{p}.W" for p in projections), lambda *w: torch.cat(w, dim=1).T)
+    yield "to_qkv.bias", Source(tuple(f"{p}.b" for p in projections), lambda *b: torch.cat(b))
+    yield "to_out.weight", Source((f"{official}.NIN_3.W",), lambda w: w.T)
+    yield "to_out.bias", Source((f"{official}.NIN_3.b",))
+
+
+def pointwise_sources(ours: str, official: str) -> Iterator[tuple[str, Source]]:
+    """A matrix (in, out) over the channels as a 1 x 1 convolution."""
+    yield f"{ours}.weight", Source((f"{official}.W",), lambda w: w.T[:, :, None, None])
+    yield f"{ours}.bias", Source((f"{official}.b",))
+
+
 def convert_state_dict(
-    official: Mapping[str, torch.Tensor],
+    official: MutableMapping[str, torch.Tensor],
     parameter_map: ParameterMap,
     ours: Mapping[str, torch.Tensor],
     ignored: Iterable[str] = (),
@@ -36,35 +63,39 @@ def convert_state_dict(
     """Our state dict from an official one; every tensor on both sides is accounted for.
 
     Args:
-        official: official names to tensors (on the meta device, shapes alone are checked).
+        official: official names to tensors (on the meta device, shapes alone are checked). Tensors are taken out of
+            it as they are converted, so that memory does not hold all of them twice.
         parameter_map: our names to their sources.
         ours: our names to tensors of the shapes wanted.
         ignored: official names that carry nothing.
 
     Raises:
-        ValueError: listing all missing, left-over and mis-shaped tensors.
+        MismatchError: listing all missing, left-over and mis-shaped tensors.
     """
-    missing = [name for source in parameter_map.values() for name in source.names if name not in official]
-    used = {name for source in parameter_map.values() for name in source.names}
-    left_over = sorted(set(official) - used - set(ignored))
     unmapped = sorted(set(ours) ^ set(parameter_map))
     assert not unmapped, f"the parameter map does not cover the network: {unmapped}"
+    used = {name for source in parameter_map.values() for name in source.names}
+    missing = sorted(used - set(official))
+    left_over = sorted(set(official) - used - set(ignored))
 
     converted, misshaped = {}, []
     for name, source in parameter_map.items():
-        if any(origin in missing for origin in source.names):
+        if any(origin not in official for origin in source.names):
             continue
+        tensors = [official.pop(origin) for origin in source.names]
         try:
-            tensor = source.transform(*(official[origin] for origin in source.names))
+            tensor = source.transform(*tensors)
         except (RuntimeError, IndexError):
             tensor = None
         if tensor is None or tensor.shape != ours[name].shape:
-            shapes = ", ".join(f"{origin} {tuple(official[origin].shape)}" for origin in source.names)
+            pairs = zip(source.names, tensors, strict=True)
+            shapes = ", ".join(f"{origin} {tuple(t.shape)}" for origin, t in pairs)
             misshaped.append(f"{shapes} for {name} {tuple(ours[name].shape)}")
         else:
-            converted[name] = tensor.contiguous()
+            # The target's dtype, and memory of its own: neither strides nor a larger storage behind it.
+            converted[name] = tensor.to(ours[name].dtype).clone(memory_format=torch.contiguous_format)
     if missing or left_over or misshaped:
-        raise ValueError(
+        raise MismatchError(
             "the checkpoint does not fit the configuration."
             + _listing("missing", missing)
             + _listing("left over", left_over)

@@ -1,5 +1,19 @@
 """Score networks: one architecture per file."""
 
+from .classifier import NoiseConditionalClassifier, NoiseConditionalClassifierOutput
+from .ddpm import DDPMModel
+from .inputs import ScoreNetworkOutput
+from .ncsn import NCSNModel
 from .ncsnpp import NCSNppModel, NCSNppOutput
+from .ncsnv2 import NCSNv2Model
 
-__all__ = ["NCSNppModel", "NCSNppOutput"]
+__all__ = [
+    "DDPMModel",
+    "NCSNModel",
+    "NCSNppModel",
+    "NCSNppOutput",
+    "NCSNv2Model",
+    "NoiseConditionalClassifier",
+    "NoiseConditionalClassifierOutput",
+    "ScoreNetworkOutput",
+]

@@ -21,6 +21,7 @@ from torch import nn
 from .attention import AttentionBlock
 from .embeddings import GaussianFourierProjection
 from .initialization import conv2d, linear, scaled_xavier_uniform_
+from .inputs import check_sample, noise_level
 from .resampling import Downsample, Upsample
 
 
@@ -399,7 +400,7 @@ class NCSNppModel(ModelMixin, ConfigMixin):
             raise ValueError(f"`block_out_channels` is {widths}; it needs at least one level, each a multiple of 4.")
         if self.config.layers_per_block < 1:
             raise ValueError(f"`layers_per_block` is {self.config.layers_per_block}; it must be at least 1.")
-        if self.config.progressive_input == "residual" and self.config.progressive_combine == "cat":
+        if self.config.progressive_input != "input_skip" and self.config.progressive_combine == "cat":
             raise ValueError('`progressive_combine="cat"` has a meaning only with `progressive_input="input_skip"`.')
 
     def _build_embedding(self, base: int) -> None:
@@ -478,8 +479,8 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         Raises:
             ValueError: if channels or size do not fit the network, or `timestep` the batch.
         """
-        self._check_input(sample)
-        level = self._noise_level(sample, timestep)
+        check_sample(sample, self.config.in_channels, self.downsample_factor)
+        level = noise_level(sample, timestep)
         dtype = self.conv_in.weight.dtype
         h = sample.to(dtype)
         if self.config.center_input_sample:
@@ -489,29 +490,6 @@ class NCSNppModel(ModelMixin, ConfigMixin):
             h = h.float() / self._sigma(level)[:, None, None, None]
         h = h.to(sample.dtype)
         return NCSNppOutput(sample=h) if return_dict else (h,)
-
-    def _check_input(self, sample: torch.Tensor) -> None:
-        factor = self.downsample_factor
-        if sample.ndim != 4 or sample.shape[1] != self.config.in_channels:
-            raise ValueError(
-                f"`sample` has shape {tuple(sample.shape)}; this network takes (batch, {self.config.in_channels}, "
-                "height, width). Convert the images or load a network with that number of channels."
-            )
-        if sample.shape[2] % factor or sample.shape[3] % factor:
-            raise ValueError(
-                f"`sample` is {sample.shape[2]} x {sample.shape[3]} pixels; height and width must be multiples of "
-                f"{factor}. Pad or resize the images."
-            )
-
-    @staticmethod
-    def _noise_level(sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
-        """`timestep` as float32 of shape (B,) on the sample's device."""
-        level = torch.as_tensor(timestep, dtype=torch.float32, device=sample.device)
-        if level.ndim > 1 or (level.ndim == 1 and level.shape[0] not in (1, sample.shape[0])):
-            raise ValueError(
-                f"`timestep` has shape {tuple(level.shape)}; allowed are () and ({sample.shape[0]},), the batch size."
-            )
-        return level.expand(sample.shape[0])
 
     def _sigma(self, level: torch.Tensor) -> torch.Tensor:
         if self.config.time_embedding_type == "fourier":

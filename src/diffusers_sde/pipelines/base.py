@@ -1,5 +1,6 @@
 """What all pipelines share: components, loading of older repositories, checks, conversion to images."""
 
+import json
 import os
 from pathlib import Path
 from typing import Union
@@ -103,6 +104,8 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             self.register_to_config(_name_or_path=path_of_origin)
         if getattr(self, "_remote_code", False):
             write_remote_code(Path(save_directory), self)
+        else:
+            remove_remote_code(Path(save_directory), self)
 
     def _check_output_type(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
@@ -115,18 +118,39 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             )
 
     @staticmethod
+    def _check_count(name: str, value: int) -> None:
+        if type(value) is not int or value < 1:
+            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least 1.")
+
+    @staticmethod
     def _check_generator(generator, batch_size: int) -> None:
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` is a list of {len(generator)} for a batch of {batch_size}; give one per image, or a "
                 "single generator."
             )
+        for item in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(item, torch.Generator | None):
+                raise ValueError(
+                    f"`generator` is or has a {type(item).__name__}; give a `torch.Generator`, seeded by "
+                    "`manual_seed`, a list of one per image, or `None`."
+                )
+
+    def _check_network(self) -> None:
+        config = self.unet.config
+        if config.in_channels != config.out_channels:
+            raise ValueError(
+                f"the network takes images of {config.in_channels} channels and returns {config.out_channels}; a "
+                "score has as many as the image. Use a network without learned variances or conditioning channels."
+            )
 
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         size = self.unet.config.sample_size
-        default_height, default_width = (size, size) if isinstance(size, int) else size
+        default_height, default_width = (size, size) if size is None or isinstance(size, int) else size
         height = default_height if height is None else height
         width = default_width if width is None else width
+        if height is None or width is None:
+            raise ValueError("the network's config has no `sample_size`; give `height` and `width`.")
         factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
         if height < factor or width < factor or height % factor or width % factor:
             raise ValueError(
@@ -157,20 +181,31 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         return self.image_processor.postprocess(x.clamp(low, high), output_type=output_type)
 
 
-def write_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Turn a saved repository into the remote-code layout: stubs that import this package."""
-    import json
-
-    names = {"pipeline": type(pipeline).__name__}
-    (folder / "pipeline.py").write_text(f"from diffusers_sde import {names['pipeline']}  # noqa: F401\n")
-    for component in ("unet", "scheduler"):
+def _stubs(folder: Path, pipeline: DiffusionPipeline) -> dict[Path, str]:
+    """Files of the remote-code layout and their contents: one-liners that import this package."""
+    names = {folder / "pipeline.py": type(pipeline).__name__}
+    for component in pipeline.components:
         library, name = pipeline.config[component]
         if library == "diffusers_sde":
-            (folder / component / "diffusers_sde.py").write_text(f"from diffusers_sde import {name}  # noqa: F401\n")
+            names[folder / component / "diffusers_sde.py"] = name
+    return {path: f"from diffusers_sde import {name}  # noqa: F401\n" for path, name in names.items()}
+
+
+def write_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Turn a saved repository into the remote-code layout."""
+    for path, content in _stubs(folder, pipeline).items():
+        path.write_text(content)
     index = folder / pipeline.config_name
     content = json.loads(index.read_text())
-    content["_class_name"] = ["pipeline", names["pipeline"]]
+    content["_class_name"] = ["pipeline", type(pipeline).__name__]
     index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
+
+
+def remove_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
+    """Remove the stubs of an earlier save, for which diffusers would ask for trust; other files of the names stay."""
+    for path, content in _stubs(folder, pipeline).items():
+        if path.is_file() and path.read_text() == content:
+            path.unlink()
 
 
 class FiniteGuard:

@@ -75,15 +75,16 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         Raises:
             ValueError: if an argument is not allowed, or the state becomes NaN or infinite.
         """
+        self._check_network()
         self._check_output_type(output_type)
-        if batch_size < 1:
-            raise ValueError(f"`batch_size` is {batch_size}; it must be at least 1.")
+        self._check_count("batch_size", batch_size)
+        if num_inference_steps is None:
+            num_inference_steps = self.scheduler.config.num_train_timesteps
+        self._check_count("num_inference_steps", num_inference_steps)
         self._check_generator(generator, batch_size)
         self._check_callback(callback_on_step_end_tensor_inputs)
         height, width = self._image_size(height, width)
 
-        if num_inference_steps is None:
-            num_inference_steps = self.scheduler.config.num_train_timesteps
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         shape = (batch_size, self.unet.config.in_channels, height, width)
         latents = self._initial_state(latents, shape, generator)

@@ -38,12 +38,10 @@ class ScoreSdeSchedulerBase:
     def _setup(self, sde: SDE) -> None:
         """To be called at the end of `__init__`: checks the config and lays a grid of `num_train_timesteps`."""
         config = self.config
-        if config.num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` is {config.num_train_timesteps}; it must be at least 1.")
+        _check_count("num_train_timesteps", config.num_train_timesteps, at_least=1)
+        _check_count("correct_steps", config.correct_steps, at_least=0)
         if not 0 <= config.sampling_eps < 1:
             raise ValueError(f"`sampling_eps` is {config.sampling_eps}; it is a time, at least 0 and below 1.")
-        if config.correct_steps < 0:
-            raise ValueError(f"`correct_steps` is {config.correct_steps}; it must be 0 or more.")
         self.sde = sde
         self.predictor = make_predictor(config.predictor, sde, config.probability_flow)
         self.corrector = make_corrector(config.corrector, sde, config.snr, config.corrector_norm)
@@ -77,8 +75,7 @@ class ScoreSdeSchedulerBase:
         Raises:
             ValueError: if the number is not allowed, or too small for the discretisation of VP.
         """
-        if type(num_inference_steps) is not int or num_inference_steps < 1:
-            raise ValueError(f"`num_inference_steps` is {num_inference_steps!r}; it must be an integer of at least 1.")
+        _check_count("num_inference_steps", num_inference_steps, at_least=1)
         self._lay_grid(num_inference_steps, device)
         if self.predictor.uses_discretization:
             self.sde.discretize(*self._predictor_times)  # refuses a grid that is too coarse, before any work
@@ -101,7 +98,15 @@ class ScoreSdeSchedulerBase:
         return int((self._times - float(timestep)).abs().argmin())
 
     def set_begin_index(self, begin_index: int = 0) -> None:
-        """Start at a later step of the grid, as when a loop begins at `timesteps[begin_index]`."""
+        """Start at a later step of the grid, as when a loop begins at `timesteps[begin_index]`.
+
+        Raises:
+            ValueError: if the grid has no such step.
+        """
+        if not 0 <= begin_index < self.num_inference_steps:
+            raise ValueError(
+                f"`begin_index` is {begin_index}; the grid has steps 0 to {self.num_inference_steps - 1}."
+            )
         self._step_index = begin_index
 
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
@@ -125,9 +130,19 @@ class ScoreSdeSchedulerBase:
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
     ) -> torch.Tensor:
-        """alpha(t) x_0 + sigma(t) noise for times in [0, 1] of shape () or (B,); dtype of `original_samples`."""
+        """alpha(t) x_0 + sigma(t) noise for times in [0, 1] of shape () or (B,); dtype of `original_samples`.
+
+        Raises:
+            ValueError: for other times, such as the integer labels of discrete schedulers.
+        """
         t = torch.as_tensor(timesteps, dtype=torch.float32, device=original_samples.device)
-        return self.sde.perturb(original_samples, noise, t).to(original_samples.dtype)
+        if bool(((t < 0) | (t > 1)).any()):
+            raise ValueError(
+                f"`timesteps` are in [{float(t.min()):.4g}, {float(t.max()):.4g}]; times of this scheduler lie in "
+                "[0, 1], as in `timesteps`."
+            )
+        dtype = torch.promote_types(original_samples.dtype, torch.float32)
+        return self.sde.perturb(original_samples.to(dtype), noise.to(dtype), t).to(original_samples.dtype)
 
     def step_correct(
         self,
@@ -204,12 +219,26 @@ class ScoreSdeSchedulerBase:
 
     def _update(self, part, t, s, index, model_output, sample, generator, draws, return_dict):
         """Apply a predictor or corrector in float32 or better, with noise drawn if `draws`."""
+        if model_output is not None and model_output.shape != sample.shape:
+            raise ValueError(
+                f"`model_output` has shape {tuple(model_output.shape)}, `sample` {tuple(sample.shape)}; a score has "
+                "the shape of its sample."
+            )
+        if isinstance(generator, list) and len(generator) not in (1, len(sample)):
+            raise ValueError(
+                f"`generator` is a list of {len(generator)} for a batch of {len(sample)}; give one per sample."
+            )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
         score = self.score(model_output, x, self._times[index]) if part.needs_score else None
         noise = randn_tensor(x.shape, generator, x.device, x.dtype) if draws else torch.zeros_like(x)
         x_next, x_mean = part.update(x, t, s, score, noise)
         x_next, x_mean = x_next.to(sample.dtype), x_mean.to(sample.dtype)
         return ScoreSdeSchedulerOutput(x_next, x_mean) if return_dict else (x_next, x_mean)
+
+
+def _check_count(name: str, value: int, at_least: int) -> None:
+    if type(value) is not int or value < at_least:
+        raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {at_least}.")
 
 
 class EpsilonSchedulerMixin:

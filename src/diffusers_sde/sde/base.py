@@ -128,8 +128,11 @@ class SDE(ABC):
 
 
 def _derivative(function, t: torch.Tensor) -> torch.Tensor:
-    """d function / dt, elementwise."""
-    with torch.enable_grad():
-        t = t.detach().requires_grad_()
-        (gradient,) = torch.autograd.grad(function(t).sum(), t)
+    """d function / dt, elementwise; also inside `torch.no_grad` and `torch.inference_mode`."""
+    with torch.inference_mode(False), torch.enable_grad():
+        t = t.detach().clone().requires_grad_()
+        value = function(t).sum()
+        if not value.requires_grad:  # a function that does not depend on t
+            return torch.zeros_like(t)
+        (gradient,) = torch.autograd.grad(value, t)
     return gradient

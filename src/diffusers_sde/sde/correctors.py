@@ -10,6 +10,7 @@ and a step size epsilon that the class defines. It is scaled by a^2 of the forwa
 Reference: Song et al. 2021, arXiv:2011.13456, Sec. 4.2, App. G, Algorithms 4 and 5.
 """
 
+import math
 from abc import abstractmethod
 
 import torch
@@ -40,8 +41,8 @@ class Corrector(Update):
 
     def __init__(self, sde: SDE, snr: float, norm: str = "sample"):
         super().__init__(sde)
-        if not snr > 0:
-            raise ValueError(f"`snr` is {snr}; it must be positive (the paper uses 0.01 to 0.2).")
+        if not 0 < snr < math.inf:
+            raise ValueError(f"`snr` is {snr}; it must be positive and finite (the paper uses 0.01 to 0.2).")
         if norm not in NORMS:
             raise ValueError(f"`corrector_norm` is {norm!r}; allowed are {', '.join(map(repr, NORMS))}.")
         self.snr = snr
