@@ -13,7 +13,6 @@ import pytest
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.pipelines.pipeline_loading_utils import LOADABLE_CLASSES
-from tests.tiny import legacy_unet, tiny_network
 
 import diffusers_sde
 from diffusers_sde import (
@@ -24,6 +23,7 @@ from diffusers_sde import (
     ScoreSdeVpScheduler,
 )
 from diffusers_sde.registration import register
+from tests.tiny import legacy_unet, tiny_network
 
 SCHEDULERS = (ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler)
 

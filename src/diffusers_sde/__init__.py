@@ -14,7 +14,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .assets import embedded_model_path
-from .models import NCSNppModel
+from .models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model, NoiseConditionalClassifier
 from .pipelines import ScoreSdePipeline, ScoreSdePipelineOutput
 from .registration import register
 from .schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
@@ -22,13 +22,26 @@ from .schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpS
 register(
     __name__,
     pipelines=(ScoreSdePipeline,),
-    components=(NCSNppModel, ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler),
+    components=(
+        DDPMModel,
+        NCSNModel,
+        NCSNppModel,
+        NCSNv2Model,
+        NoiseConditionalClassifier,
+        ScoreSdeSubVpScheduler,
+        ScoreSdeVeScheduler,
+        ScoreSdeVpScheduler,
+    ),
 )
 del register
 
 __all__ = [
+    "DDPMModel",
     "ModelMixin",
+    "NCSNModel",
     "NCSNppModel",
+    "NCSNv2Model",
+    "NoiseConditionalClassifier",
     "SchedulerMixin",
     "ScoreSdePipeline",
     "ScoreSdePipelineOutput",

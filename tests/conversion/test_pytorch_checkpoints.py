@@ -5,6 +5,7 @@ Outputs agree to 2e-5 of their largest value in float32; sampler runs of 100 ste
 
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 
 from diffusers_sde.conversion import convert, convert_checkpoint
 from tests.checkpoints import arrays, description, relative_error
@@ -116,3 +117,20 @@ def test_converted_pipeline_is_whole(checkpoint, tmp_path):
     with torch.no_grad():
         output = again.unet(recorded["x"], recorded["labels"]).sample
     assert relative_error(output, recorded["output_ema"]) < 2e-5
+
+
+@pytest.mark.parametrize("name", ["vp_ddpm_discrete", "ncsn_repaired", "jax_y_ncsnv2"])
+def test_every_network_saves_loads_and_draws(checkpoint, tmp_path, name):
+    about = description(name)
+    pipeline = convert_checkpoint(checkpoint(name), about.get("config", about))
+    pipeline.save_pretrained(tmp_path)
+    again = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(again) is type(pipeline) and type(again.unet) is type(pipeline.unet)
+    images = []
+    for p in (pipeline, again):
+        p.scheduler = type(p.scheduler).from_config(p.scheduler.config, correct_steps=1)
+        p.set_progress_bar_config(disable=True)
+        generator = torch.Generator().manual_seed(0)
+        images.append(p(batch_size=2, num_inference_steps=25, generator=generator, output_type="pt").images)
+    assert images[0].isfinite().all()
+    assert torch.equal(*images)

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import torch
 from numpy.lib.stride_tricks import sliding_window_view
-from tests.tiny import TINY, tiny_network
 
 from diffusers_sde import NCSNppModel
 from diffusers_sde.models.attention import AttentionBlock
 from diffusers_sde.models.embeddings import GaussianFourierProjection
 from diffusers_sde.models.ncsnpp import ResnetBlock, _Options
 from diffusers_sde.models.resampling import Downsample, Upsample, fir_kernel_2d
+from tests.tiny import TINY, tiny_network
 
 
 def draw(*shape, seed=0, dtype=torch.float32):

@@ -3,9 +3,9 @@
 import pytest
 import torch
 from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
-from tests.tiny import GaussianNetwork, legacy_unet, tiny_network
 
 from diffusers_sde import ScoreSdePipeline, ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from tests.tiny import GaussianNetwork, legacy_unet, tiny_network
 
 
 def make_pipe(network=None, scheduler=None):

@@ -12,9 +12,9 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from tests.tiny import GaussianNetwork
 
 from diffusers_sde import ScoreSdePipeline, ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from tests.tiny import GaussianNetwork
 
 MEAN, STD = 0.3, 0.2
 

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from diffusers import DDPMScheduler
-from tests.tiny import GaussianNetwork, legacy_unet, tiny_network
 
 from diffusers_sde import (
     ScoreSdePipeline,
@@ -13,6 +12,7 @@ from diffusers_sde import (
     ScoreSdeVeScheduler,
     ScoreSdeVpScheduler,
 )
+from tests.tiny import GaussianNetwork, legacy_unet, tiny_network
 
 SCHEDULERS = {
     "ve": lambda **options: ScoreSdeVeScheduler(**{"sigma_max": 50.0, **options}),

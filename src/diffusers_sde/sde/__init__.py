@@ -10,7 +10,10 @@ from .conversions import (
     score_to_epsilon,
 )
 from .correctors import Corrector, corrector_names, make_corrector, register_corrector
+from .divergence import draw_probes, score_and_divergence
+from .likelihood import LikelihoodResult, log_likelihood
 from .predictors import Predictor, make_predictor, predictor_names, register_predictor
+from .probability_flow import FlowResult, probability_flow
 from .ve import VESDE
 from .vp import VPSDE, SubVPSDE
 
@@ -19,18 +22,24 @@ __all__ = [
     "VESDE",
     "VPSDE",
     "Corrector",
+    "FlowResult",
+    "LikelihoodResult",
     "Predictor",
     "SubVPSDE",
     "corrector_names",
     "denoised_to_epsilon",
     "denoised_to_score",
+    "draw_probes",
     "epsilon_to_denoised",
     "epsilon_to_score",
+    "log_likelihood",
     "make_corrector",
     "make_predictor",
     "predictor_names",
+    "probability_flow",
     "register_corrector",
     "register_predictor",
+    "score_and_divergence",
     "score_to_denoised",
     "score_to_epsilon",
 ]
