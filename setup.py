@@ -60,7 +60,13 @@ setup(
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={
-        "diffusers_sde": ["py.typed", "assets/**/*.safetensors", "assets/**/*.json", "assets/**/*.md"],
+        "diffusers_sde": [
+            "py.typed",
+            "assets/**/*.safetensors",
+            "assets/**/*.json",
+            "assets/**/*.md",
+            "configs/**/*.json",
+        ],
     },
     install_requires=CORE,
     extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "test": TEST, "dev": DEV},

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.oracles import RANKS, Gaussian, GaussianMixture, ks_critical, ks_distance, sampler_moments, seeded
 
 from diffusers_sde import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from tests.oracles import RANKS, Gaussian, GaussianMixture, ks_critical, ks_distance, sampler_moments, seeded
 
 SCHEDULERS = {
     "ve": (ScoreSdeVeScheduler, dict(sigma_min=0.01, sigma_max=50.0)),

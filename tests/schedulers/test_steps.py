@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.oracles import coefficients, forward_step, seeded
 
 from diffusers_sde import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from tests.oracles import coefficients, forward_step, seeded
 
 CLASSES = [ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler]
 every_scheduler = pytest.mark.parametrize("cls", CLASSES)

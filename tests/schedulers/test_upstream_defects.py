@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.oracles import seeded
 
 from diffusers_sde import ScoreSdeVeScheduler
+from tests.oracles import seeded
 
 
 def point_mass_run(scheduler):

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.oracles import RANKS, SDES, GaussianMixture, seeded
 
 from diffusers_sde import sde as S
+from tests.oracles import RANKS, SDES, GaussianMixture, seeded
 
 # times where alpha and sigma are well apart from 0, so that no conversion loses digits
 TIMES = torch.tensor([0.05, 0.4, 0.8], dtype=torch.float64)

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from tests.oracles import RANKS, SDES, Gaussian, GaussianMixture, forward_step, ks_critical, ks_distance, seeded
 
 from diffusers_sde.sde import make_corrector
+from tests.oracles import RANKS, SDES, Gaussian, GaussianMixture, forward_step, ks_critical, ks_distance, seeded
 
 T = torch.tensor(0.3, dtype=torch.float64)
 S = T - 1e-3

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from tests.oracles import RANKS, SDES, GaussianMixture, coefficients, ks_critical, ks_distance, seeded
 
 from diffusers_sde.sde import SDE, VESDE, VPSDE, SubVPSDE
+from tests.oracles import RANKS, SDES, GaussianMixture, coefficients, ks_critical, ks_distance, seeded
 
 TIMES = torch.linspace(0.01, 0.99, 21, dtype=torch.float64)
 

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from tests.oracles import RANKS, SDES, Gaussian, GaussianMixture, seeded
 
 TIMES = torch.tensor([0.05, 0.3, 0.9], dtype=torch.float64)

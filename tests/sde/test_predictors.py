@@ -5,9 +5,9 @@ from itertools import pairwise
 
 import pytest
 import torch
-from tests.oracles import RANKS, SDES, Gaussian, coefficients, predictor_step, seeded
 
 from diffusers_sde.sde import VESDE, make_predictor
+from tests.oracles import RANKS, SDES, Gaussian, coefficients, predictor_step, seeded
 
 DATA = Gaussian(0.5, 0.7)
 ALLOWED = [

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
 from tests.oracles import SDES
 
 TABLES = load_file(Path(__file__).parents[1] / "reference" / "sde_tables.safetensors")

@@ -21,11 +21,11 @@ from diffusers import (
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..models import NCSNppModel
+from ..models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model
 from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
-ScoreNetwork = Union[NCSNppModel, UNet2DModel]  # noqa: UP007
+ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
 ScoreScheduler = Union[ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler]  # noqa: UP007
 AnyScheduler = Union[  # noqa: UP007
     ScoreSdeVeScheduler,
@@ -151,7 +151,9 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         width = default_width if width is None else width
         if height is None or width is None:
             raise ValueError("the network's config has no `sample_size`; give `height` and `width`.")
-        factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
+        factor = getattr(self.unet, "downsample_factor", None)
+        if factor is None:  # UNet2DModel: one halving per level but the last
+            factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
         if height < factor or width < factor or height % factor or width % factor:
             raise ValueError(
                 f"height and width are {height} x {width}; this network takes positive multiples of {factor}."

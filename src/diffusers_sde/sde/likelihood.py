@@ -68,7 +68,7 @@ def log_likelihood(
         solver: "dopri5" (Runge-Kutta 5(4), a step size per row) or "adams" (multistep, few evaluations).
         rtol: relative tolerance of a step, for "dopri5"; by default 1e-5.
         atol: absolute tolerance: of a step in units of the state and in nats per dimension for "dopri5" (by default
-            1e-5), of the result in nats per dimension for "adams" (by default 1e-3).
+            1e-5), of the estimated error of the result in nats per dimension for "adams" (by default 3e-3).
         max_nfe: most evaluations per row.
 
     Raises:

@@ -1,11 +1,12 @@
 """Training: losses, data, checkpoints and the loop of `training/train_sde.py`, each usable by itself."""
 
+from ..schedulers import network_score
 from .checkpoints import find_checkpoint, list_checkpoints
 from .components import build_network, build_scheduler
 from .data import ImagesInMemory, ImagesOnTheFly, iterate_batches, load_images, open_source, to_data_range
 from .images import ImageFormat
 from .loop import Trainer, train
-from .losses import denoising_score_matching_loss, network_score
+from .losses import denoising_score_matching_loss
 from .options import build_parser, parse_args
 from .randomness import ShuffledOrder, StepNoise, derive_seed
 

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import torch
 
+from ..schedulers import network_score
 from . import checkpoints, hub, samples
 from .components import build_network, build_scheduler, image_size, is_centered_by_network
 from .data import describe, iterate_batches, load_images, open_source, to_data_range
 from .ema import averaged_weights
 from .images import ImageFormat
-from .losses import denoising_score_matching_loss, network_score
+from .losses import denoising_score_matching_loss
 from .options import SECRETS, check_args
 from .progress import Progress
 from .randomness import ShuffledOrder, StepNoise

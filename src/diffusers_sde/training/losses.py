@@ -66,23 +66,3 @@ def denoising_score_matching_loss(
     residual = sde.sigma(t).unsqueeze(1) * score.flatten(1) + noise.flatten(1)
     squares = residual.square()
     return squares.mean(dim=1) if reduction == "mean" else 0.5 * squares.sum(dim=1)
-
-
-def network_score(scheduler, network: torch.nn.Module) -> ScoreFunction:
-    """The score function of a network under a scheduler's conventions of conditioning and scaling.
-
-    Args:
-        scheduler: a score-SDE scheduler; `model_timestep(t)` conditions the network, `score` scales the output.
-        network: called as `network(x, timestep).sample`. It gets `x` in the dtype of its own parameters; the score is
-            float32 whatever that dtype.
-
-    Returns:
-        `(x, t) -> score`, differentiable with respect to the network's parameters.
-    """
-    dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
-
-    def score_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        output = network(x.to(dtype), scheduler.model_timestep(t)).sample
-        return scheduler.score(output.float(), x, t)
-
-    return score_fn
