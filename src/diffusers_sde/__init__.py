@@ -15,13 +15,25 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from .assets import embedded_model_path
 from .models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model, NoiseConditionalClassifier
-from .pipelines import ScoreSdePipeline, ScoreSdePipelineOutput
+from .pipelines import (
+    ScoreSdeLikelihoodPipeline,
+    ScoreSdeLikelihoodPipelineOutput,
+    ScoreSdeOdePipeline,
+    ScoreSdeOdePipelineOutput,
+    ScoreSdePipeline,
+    ScoreSdePipelineOutput,
+)
 from .registration import register
-from .schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from .schedulers import (
+    ScoreSdeSubVpScheduler,
+    ScoreSdeVeScheduler,
+    ScoreSdeVpScheduler,
+    from_diffusers_scheduler,
+)
 
 register(
     __name__,
-    pipelines=(ScoreSdePipeline,),
+    pipelines=(ScoreSdeLikelihoodPipeline, ScoreSdeOdePipeline, ScoreSdePipeline),
     components=(
         DDPMModel,
         NCSNModel,
@@ -43,10 +55,15 @@ __all__ = [
     "NCSNv2Model",
     "NoiseConditionalClassifier",
     "SchedulerMixin",
+    "ScoreSdeLikelihoodPipeline",
+    "ScoreSdeLikelihoodPipelineOutput",
+    "ScoreSdeOdePipeline",
+    "ScoreSdeOdePipelineOutput",
     "ScoreSdePipeline",
     "ScoreSdePipelineOutput",
     "ScoreSdeSubVpScheduler",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
     "embedded_model_path",
+    "from_diffusers_scheduler",
 ]

@@ -4,14 +4,13 @@ from .classifier import NoiseConditionalClassifier, NoiseConditionalClassifierOu
 from .ddpm import DDPMModel
 from .inputs import ScoreNetworkOutput
 from .ncsn import NCSNModel
-from .ncsnpp import NCSNppModel, NCSNppOutput
+from .ncsnpp import NCSNppModel
 from .ncsnv2 import NCSNv2Model
 
 __all__ = [
     "DDPMModel",
     "NCSNModel",
     "NCSNppModel",
-    "NCSNppOutput",
     "NCSNv2Model",
     "NoiseConditionalClassifier",
     "NoiseConditionalClassifierOutput",

@@ -15,25 +15,13 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.activations import get_activation
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
-from diffusers.utils import BaseOutput
 from torch import nn
 
 from .attention import AttentionBlock
 from .embeddings import GaussianFourierProjection
 from .initialization import conv2d, linear, scaled_xavier_uniform_
-from .inputs import check_sample, noise_level
+from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
 from .resampling import Downsample, Upsample
-
-
-@dataclass
-class NCSNppOutput(BaseOutput):
-    """Output of `NCSNppModel`.
-
-    Args:
-        sample: tensor of shape (B, C_out, H, W): the score (VE) or epsilon (VP, sub-VP).
-    """
-
-    sample: torch.Tensor
 
 
 def _norm_groups(channels: int) -> int:
@@ -464,17 +452,17 @@ class NCSNppModel(ModelMixin, ConfigMixin):
 
     def forward(
         self, sample: torch.Tensor, timestep: torch.Tensor | float | int, return_dict: bool = True
-    ) -> NCSNppOutput | tuple[torch.Tensor]:
+    ) -> ScoreNetworkOutput | tuple[torch.Tensor]:
         r"""Evaluate the network.
 
         Args:
             sample (`torch.Tensor`): Noisy images of shape (B, C_in, H, W), in the data range plus noise.
             timestep (`torch.Tensor`, `float` or `int`):
                 Noise level of shape () or (B,): sigma for Fourier embedding, the time label for positional embedding.
-            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an `NCSNppOutput`.
+            return_dict (`bool`, *optional*, defaults to `True`): Whether to return an `ScoreNetworkOutput`.
 
         Returns:
-            `NCSNppOutput` or a tuple: the output of shape (B, C_out, H, W) in the dtype of `sample`.
+            `ScoreNetworkOutput` or a tuple: the output of shape (B, C_out, H, W) in the dtype of `sample`.
 
         Raises:
             ValueError: if channels or size do not fit the network, or `timestep` the batch.
@@ -489,14 +477,13 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         if self.config.scale_by_sigma:
             h = h.float() / self._sigma(level)[:, None, None, None]
         h = h.to(sample.dtype)
-        return NCSNppOutput(sample=h) if return_dict else (h,)
+        return ScoreNetworkOutput(sample=h) if return_dict else (h,)
 
     def _sigma(self, level: torch.Tensor) -> torch.Tensor:
-        if self.config.time_embedding_type == "fourier":
+        config = self.config
+        if config.time_embedding_type == "fourier":
             return level
-        log_max, log_min = math.log(self.config.sigma_max), math.log(self.config.sigma_min)
-        # Labels index a descending geometric grid; its closed form needs no table.
-        return torch.exp(log_max + (log_min - log_max) / (self.config.num_train_timesteps - 1) * level.trunc())
+        return sigma_of_label(level, config.sigma_min, config.sigma_max, config.num_train_timesteps)
 
     def _embed(self, level: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
         """Activated embedding of shape (B, 4 base channels), or None for an unconditional network."""

@@ -2,5 +2,20 @@
 
 from .output import ScoreSdePipelineOutput
 from .pipeline_score_sde import ScoreSdePipeline
+from .pipeline_score_sde_likelihood import (
+    ScoreSdeElboOutput,
+    ScoreSdeLikelihoodPipeline,
+    ScoreSdeLikelihoodPipelineOutput,
+)
+from .pipeline_score_sde_ode import ScoreSdeEncodeOutput, ScoreSdeOdePipeline, ScoreSdeOdePipelineOutput
 
-__all__ = ["ScoreSdePipeline", "ScoreSdePipelineOutput"]
+__all__ = [
+    "ScoreSdeElboOutput",
+    "ScoreSdeEncodeOutput",
+    "ScoreSdeLikelihoodPipeline",
+    "ScoreSdeLikelihoodPipelineOutput",
+    "ScoreSdeOdePipeline",
+    "ScoreSdeOdePipelineOutput",
+    "ScoreSdePipeline",
+    "ScoreSdePipelineOutput",
+]

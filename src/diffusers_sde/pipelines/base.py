@@ -1,6 +1,5 @@
 """What all pipelines share: components, loading of older repositories, checks, conversion to images."""
 
-import json
 import os
 from pathlib import Path
 from typing import Union
@@ -23,6 +22,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model
 from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from .repository import finish_repository
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
 ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
@@ -96,16 +96,9 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             self._remote_code = False
 
     def save_config(self, save_directory: str | os.PathLike, *args, **kwargs) -> None:
-        """Write `model_index.json`, without local paths, and the stubs of `save_pretrained(remote_code=True)`."""
-        path_of_origin = self.config.get("_name_or_path")
-        self._internal_dict = type(self.config)({k: v for k, v in self.config.items() if k != "_name_or_path"})
+        """Write `model_index.json`; the last step of `save_pretrained` before an upload."""
         super().save_config(save_directory, *args, **kwargs)
-        if path_of_origin is not None:
-            self.register_to_config(_name_or_path=path_of_origin)
-        if getattr(self, "_remote_code", False):
-            write_remote_code(Path(save_directory), self)
-        else:
-            remove_remote_code(Path(save_directory), self)
+        finish_repository(Path(save_directory), self, getattr(self, "_remote_code", False))
 
     def _check_output_type(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
@@ -181,33 +174,6 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             return x
         low, high = (-1, 1) if self._centered else (0, 1)
         return self.image_processor.postprocess(x.clamp(low, high), output_type=output_type)
-
-
-def _stubs(folder: Path, pipeline: DiffusionPipeline) -> dict[Path, str]:
-    """Files of the remote-code layout and their contents: one-liners that import this package."""
-    names = {folder / "pipeline.py": type(pipeline).__name__}
-    for component in pipeline.components:
-        library, name = pipeline.config[component]
-        if library == "diffusers_sde":
-            names[folder / component / "diffusers_sde.py"] = name
-    return {path: f"from diffusers_sde import {name}  # noqa: F401\n" for path, name in names.items()}
-
-
-def write_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Turn a saved repository into the remote-code layout."""
-    for path, content in _stubs(folder, pipeline).items():
-        path.write_text(content)
-    index = folder / pipeline.config_name
-    content = json.loads(index.read_text())
-    content["_class_name"] = ["pipeline", type(pipeline).__name__]
-    index.write_text(json.dumps(content, indent=2, sort_keys=True) + "\n")
-
-
-def remove_remote_code(folder: Path, pipeline: DiffusionPipeline) -> None:
-    """Remove the stubs of an earlier save, for which diffusers would ask for trust; other files of the names stay."""
-    for path, content in _stubs(folder, pipeline).items():
-        if path.is_file() and path.read_text() == content:
-            path.unlink()
 
 
 class FiniteGuard:

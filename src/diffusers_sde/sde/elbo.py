@@ -122,15 +122,14 @@ def denoising_elbo(
 
 
 def _residual(sde: SDE, score_fn: ScoreFunction, x_0, t, noise) -> torch.Tensor:
-    """|noise + sigma s|^2 less its control variate; float64 of shape (B,). Both conversions use the same score."""
+    """|noise + sigma s|^2 less its control variate; float64 of shape (B,)."""
     x = sde.perturb(x_0, noise, t)
     score = score_fn(x, t.to(x))
-    # alpha / sigma (denoised - x_0) = noise + sigma s
-    error = (score_to_denoised(sde, score, x, t) - x_0).flatten(1).double()
-    square = error.square().sum(dim=1) * sde.log_snr(t).exp()
-    c = x_0.flatten(1).double().var(dim=1).clamp(min=1e-4)
+    noise, score, x_0 = (v.flatten(1).double() for v in (noise, score, x_0))
+    square = (noise + sde.sigma(t)[:, None] * score).square().sum(dim=1)
+    c = x_0.var(dim=1).clamp(min=1e-4)
     share = (c / (c + (-sde.log_snr(t)).exp())).square()
-    return square - share * (noise.flatten(1).double().square().sum(dim=1) - x_0[0].numel())
+    return square - share * (noise.square().sum(dim=1) - x_0.shape[1])
 
 
 def _time_weight(sde: SDE, t: torch.Tensor, t_min: float, time_sampling: str) -> torch.Tensor | float:
