@@ -27,6 +27,7 @@ CORE = [
     "click>=8.1",
     "diffusers>=0.38",
     "huggingface_hub>=0.34",
+    "msgpack>=1.0",
     "numpy>=1.26",
     "pillow>=10.0",
     "rich>=13.0",
@@ -36,7 +37,7 @@ CORE = [
 TRAIN = ["accelerate>=1.0", "datasets>=3.0", "tensorboard>=2.15"]
 EVAL = ["torch-fidelity>=0.3", "transformers>=4.45"]
 DEMO = ["gradio>=5.0"]
-TEST = [*TRAIN, "msgpack>=1.0", "pytest>=8.0", "pytest-xdist>=3.6", "scipy>=1.11", "torchdiffeq>=0.2.4"]
+TEST = [*TRAIN, "pytest>=8.0", "pytest-xdist>=3.6", "scipy>=1.11", "torchdiffeq>=0.2.4"]
 DEV = [*TEST, "pre-commit>=4.0", "ruff>=0.12"]
 
 setup(

@@ -23,7 +23,7 @@ ALLOWED = {
     "models": set(),
     "pipelines": {"sde", "schedulers", "models"},
     "training": {"sde", "schedulers", "models", "pipelines", "seeding"},
-    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding"},
+    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training"},
     "conversion": {"models", "schedulers", "configs"},
     "assets": set(),
     "registration": set(),
@@ -31,7 +31,7 @@ ALLOWED = {
     "seeding": set(),
     "sampling": {PACKAGE, "assets", "pipelines", "seeding"},  # the top for __version__
 }
-LAZY = {"conversion": {"pipelines"}, "training": {PACKAGE}, "evaluation": {PACKAGE}}
+LAZY = {"conversion": {"pipelines"}, "training": {PACKAGE}, "evaluation": {PACKAGE, "assets"}}
 ON_TOP = {PACKAGE, "cli"}  # may import everything
 NEVER_AT_MODULE_LEVEL = {
     "accelerate",

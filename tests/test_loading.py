@@ -345,6 +345,18 @@ def test_published_ddpm_repository(tmp_path):
     images = [p(generator=torch.Generator().manual_seed(1), **options).images for p in (ours, theirs)]
     np.testing.assert_allclose(images[0], images[1], rtol=0, atol=1e-6)
 
+    # Its scheduler as ours: the same forward process under the samplers of the SDE.
+    for predictor in ("ancestral_sampling", "euler_maruyama"):
+        ours.scheduler = ScoreSdeVpScheduler.from_config(theirs.scheduler.config, predictor=predictor)
+        assert (ours.scheduler.config.num_train_timesteps, ours.scheduler.config.continuous) == (20, False)
+        ours.set_progress_bar_config(disable=True)
+        assert sample(ours, num_inference_steps=20).isfinite().all()
+    ours.save_pretrained(tmp_path / "ours")
+    again = DiffusionPipeline.from_pretrained(tmp_path / "ours")
+    again.set_progress_bar_config(disable=True)
+    assert type(again) is ScoreSdePipeline
+    assert torch.equal(sample(again), sample(ours))
+
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Registration

@@ -20,16 +20,20 @@ TINY = {
 
 def tiny_network(seed=0, **options) -> NCSNppModel:
     """An `NCSNppModel` with random parameters, biases and norms included, in evaluation mode."""
-    network = NCSNppModel(**{**TINY, **options}).eval()
+    return randomise(NCSNppModel(**{**TINY, **options}), seed)
+
+
+def randomise(network, seed=0):
+    """The network with random parameters, biases and norms included, in evaluation mode."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in network.parameters():
             draw = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(draw / parameter[0].numel() ** 0.5 if parameter.ndim > 1 else 1 + 0.3 * draw)
-        if network.config.conditional and network.config.time_embedding_type == "fourier":
+        if network.config.get("conditional") and network.config.get("time_embedding_type") == "fourier":
             frequencies = torch.randn(network.time_proj.weight.shape, generator=generator)
             network.time_proj.weight.copy_(frequencies * network.config.fourier_scale)
-    return network
+    return network.eval()
 
 
 def legacy_unet(seed=0, **options) -> UNet2DModel:
@@ -96,4 +100,32 @@ class GaussianNetwork(ModelMixin, ConfigMixin):
         self.timestep = timestep
         if config.nan_from is not None and self.calls > config.nan_from:
             output = output * torch.nan
+        return UNet2DOutput(sample=output) if return_dict else (output,)
+
+
+class ChainNetwork(GaussianNetwork):
+    """The same for a DDPM chain of diffusers' default betas: epsilon, conditioned on the label, whole or not."""
+
+    @register_to_config
+    def __init__(
+        self,
+        mean: float = 0.5,
+        std: float = 0.3,
+        sample_size: int = 8,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        center_input_sample: bool = False,
+        block_out_channels: tuple[int, ...] = (4, 4),
+    ):
+        super().__init__("vp", mean, std, sample_size, in_channels, out_channels, center_input_sample)
+
+    def forward(self, sample, timestep, return_dict=True):
+        # log prod (1 - beta_j) = - sum (beta_j + beta_j^2 / 2 + beta_j^3 / 3 + ...), beta_j = a + d j for j < n
+        n, a, d = torch.as_tensor(timestep, dtype=torch.float64).reshape(-1, 1, 1, 1) + 1, 1e-4, 1.99e-2 / 999
+        first, second, third = n * (n - 1) / 2, n * (n - 1) * (2 * n - 1) / 6, (n * (n - 1) / 2) ** 2
+        decay = n * (a + a**2 / 2 + a**3 / 3) + first * d * (1 + a + a**2)
+        decay = -(decay + second * d**2 * (1 / 2 + a) + third * d**3 / 3)
+        alpha, variance = (decay / 2).exp(), -torch.expm1(decay)
+        score = (alpha * self.config.mean - sample.double()) / (alpha**2 * self.config.std**2 + variance)
+        output = (-variance.sqrt() * score).to(sample.dtype)
         return UNet2DOutput(sample=output) if return_dict else (output,)

@@ -1,9 +1,9 @@
-"""Our networks as diffusers' own `UNet2DModel`, where that expresses them exactly; such repositories need no package.
+"""Our networks as diffusers' own `UNet2DModel`, where that expresses them exactly; it then loads without this package.
 
-`UNet2DModel` has the skip pyramids of NCSN++ (`Skip*` and `AttnSkip*` blocks) and the skeleton of DDPM. It differs from
-both in details that its blocks fix: numbers of normalisation groups, three channels, one attention per residual block.
-So besides the settings, each parameter's shape and each normalisation's groups are compared before anything is given
-out.
+`UNet2DModel` has the skip pyramids of NCSN++ (`Skip*` and `AttnSkip*` blocks) and the skeleton of DDPM. It differs
+from both in details that its blocks fix: numbers of normalisation groups, three channels, one attention per residual
+block. So besides the settings, each parameter's shape and each normalisation's groups are compared before anything is
+given out.
 """
 
 import re
@@ -116,7 +116,7 @@ def native_pipeline(unet: ModelMixin, scheduler) -> DiffusionPipeline:
         reasons = [f"it has no scheduler like {type(scheduler).__name__}"]
     if reasons:
         raise ValueError(
-            "diffusers' own pipelines do not express this sampler exactly: " + "; ".join(reasons) + ". Keep the layout "
+            f"diffusers' own pipelines do not express this sampler exactly: {'; '.join(reasons)}. Keep the layout "
             "'diffusers_sde'. (`native_network` gives the network alone.)"
         )
     return cls(unet=network, scheduler=build(scheduler.config))
@@ -141,7 +141,7 @@ def _ddpm_scheduler(config) -> diffusers.DDPMScheduler:
 
 def _refusal(network, reasons: list[str]) -> ValueError:
     return ValueError(
-        f"UNet2DModel does not express this {type(network).__name__}: " + "; ".join(reasons) + ". Keep the layout "
+        f"UNet2DModel does not express this {type(network).__name__}: {'; '.join(reasons)}. Keep the layout "
         "'diffusers_sde'."
     )
 
@@ -169,9 +169,11 @@ def _common_config(network) -> dict:
 
 def _blocks(network, down: str, up: str) -> dict:
     """Types of the blocks, where `{}` is "Attn" for a level with attention."""
+    down_attention = ["Attn" if len(block.attentions) else "" for block in network.down_blocks]
+    up_attention = ["" if block.attention is None else "Attn" for block in network.up_blocks]
     return {
-        "down_block_types": tuple(down.format("Attn" if len(block.attentions) else "") for block in network.down_blocks),
-        "up_block_types": tuple(up.format("" if block.attention is None else "Attn") for block in network.up_blocks),
+        "down_block_types": tuple(down.format(attention) for attention in down_attention),
+        "up_block_types": tuple(up.format(attention) for attention in up_attention),
     }
 
 
@@ -203,10 +205,8 @@ def _attention_name(name: str) -> str:
 
 def _ncsnpp_name(network: NCSNppModel, name: str) -> str:
     """Path of a module in `UNet2DModel` from that in ours."""
-    last = len(network.up_blocks) - 1
-    name = re.sub(rf"^up_blocks\.{last}\.progressive\.(norm|conv)$", r"conv_\1_out", name).replace(
-        "conv_conv_out", "conv_out"
-    )
+    last = f"up_blocks.{len(network.up_blocks) - 1}.progressive"
+    name = {f"{last}.norm": "conv_norm_out", f"{last}.conv": "conv_out"}.get(name, name)
     name = re.sub(r"^(mid_block|up_blocks\.\d+)\.attention\b", r"\1.attentions.0", name)
     name = re.sub(r"\.progressive\.(norm|conv)$", r".skip_\1", name)
     name = name.replace(".downsampler", ".resnet_down").replace(".upsampler", ".resnet_up")
@@ -237,8 +237,9 @@ def _group_differences(network: ModelMixin, unet: UNet2DModel, translate: Mappin
     for name, module in network.named_modules():
         other = theirs.get(translate[name])
         if isinstance(module, nn.GroupNorm) and isinstance(other, nn.GroupNorm):
-            if (module.num_groups, module.eps) != (other.num_groups, other.eps):
-                yield f"{name} has {module.num_groups} groups of channels, and {other.num_groups} there"
+            if module.num_groups != other.num_groups:
+                groups = f"{module.num_groups} groups of {module.num_channels} channels, and {other.num_groups} there"
+                yield f"{name} has {groups}"
 
 
 def _shape_differences(state_dict: Mapping[str, torch.Tensor], unet: UNet2DModel) -> Iterator[str]:

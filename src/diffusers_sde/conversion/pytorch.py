@@ -75,7 +75,7 @@ def _read(path: Path):
         _check_archive(path)
         with torch.serialization.safe_globals(allowed), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about protocols of damaged files
-            content = torch.load(path, map_location="cpu", weights_only=True)
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
         _check_storages(content, path.stat().st_size)
         return content
     except Exception as error:  # whatever a damaged file makes the readers raise

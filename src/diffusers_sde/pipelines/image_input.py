@@ -58,7 +58,7 @@ def _read(image, channels: int) -> tuple[torch.Tensor, bool]:
                 f"`image` has a PIL image of mode {image.mode!r}; allowed are {', '.join(_EIGHT_BIT_MODES)}. Convert "
                 f"it, as by image.convert({'L' if channels == 1 else 'RGB'!r})."
             )
-        array = np.asarray(image)
+        array = np.array(image)
         return _scaled(torch.from_numpy(_channels_first(array, len(image.getbands()), channels)))
     if isinstance(image, np.ndarray):
         return _scaled(torch.from_numpy(_channels_first(image, None, channels)))

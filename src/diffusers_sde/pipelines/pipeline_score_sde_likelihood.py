@@ -176,9 +176,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
         success = torch.stack([result.success for result in results]).all(dim=0)
         bits, bits_error = self._bits(nats, standard_error, images, bin_width)
         latents = results[0].latents
-        output = ScoreSdeLikelihoodPipelineOutput(
-            nats, bits, latents, nfe, standard_error, bits_error, error, success
-        )
+        output = ScoreSdeLikelihoodPipelineOutput(nats, bits, latents, nfe, standard_error, bits_error, error, success)
         return output if return_dict else _fields(output)
 
     @torch.no_grad()

@@ -3,6 +3,7 @@
 import diffusers
 
 from .base import ScoreSdeSchedulerBase
+from .linear_betas import vp_settings
 from .scheduling_score_sde_ve import ScoreSdeVeScheduler
 from .scheduling_score_sde_vp import ScoreSdeVpScheduler
 
@@ -29,29 +30,4 @@ def from_diffusers_scheduler(scheduler) -> ScoreSdeSchedulerBase:
     config, name = scheduler.config, type(scheduler).__name__
     if isinstance(scheduler, diffusers.ScoreSdeVeScheduler):
         return ScoreSdeVeScheduler.from_config({k: v for k, v in config.items() if k != "tensor_format"})
-    if "beta_start" not in config or "beta_schedule" not in config:
-        raise ValueError(
-            f"{name} has no betas from which a forward process could be read; take a DDPMScheduler with the betas of "
-            "the training, or a score-SDE scheduler of this package."
-        )
-    if config.get("prediction_type", "epsilon") != "epsilon":
-        raise ValueError(
-            f"{name} has prediction_type = {config.prediction_type!r}; only networks that predict 'epsilon' are "
-            "supported."
-        )
-    given = config.get("trained_betas") is not None
-    if config.beta_schedule != "linear" or given or config.get("rescale_betas_zero_snr", False):
-        seen = "trained_betas" if given else f"beta_schedule = {config.beta_schedule!r}"
-        if config.get("rescale_betas_zero_snr", False):
-            seen += " and rescale_betas_zero_snr = True"
-        raise ValueError(
-            f"{name} has {seen}; the VP SDE has linear betas, so only beta_schedule = 'linear' without rescaling is "
-            "supported."
-        )
-    steps = config.num_train_timesteps
-    return ScoreSdeVpScheduler(
-        num_train_timesteps=steps,
-        beta_min=config.beta_start * steps,
-        beta_max=config.beta_end * steps,
-        continuous=False,
-    )
+    return ScoreSdeVpScheduler(**vp_settings(config, name))

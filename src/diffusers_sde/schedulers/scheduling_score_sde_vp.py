@@ -6,6 +6,7 @@ from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..sde import VPSDE
 from .base import EpsilonSchedulerMixin, ScoreSdeSchedulerBase, discrete_vp_sigmas
+from .linear_betas import vp_settings
 
 
 class ScoreSdeVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
@@ -53,6 +54,24 @@ class ScoreSdeVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, Schedule
     ):
         self._setup(VPSDE(beta_min, beta_max))
         self._discrete_sigmas = None if continuous else discrete_vp_sigmas(beta_min, beta_max, num_train_timesteps)
+
+    @classmethod
+    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
+        """A scheduler from a config: one of this class, or of diffusers' `DDPMScheduler` and its like.
+
+        Linear betas of the latter become `beta_min = beta_start * N`, `beta_max = beta_end * N`, `continuous = False`.
+
+        Args:
+            config: mapping of settings.
+            return_unused_kwargs: whether to return those of `kwargs` that are no settings, too.
+            **kwargs: settings that replace those of `config`.
+
+        Raises:
+            ValueError: if `config` has another schedule of betas, or its network predicts another thing than epsilon.
+        """
+        if config is not None and "beta_start" in config:
+            config = vp_settings(config, config.get("_class_name", "the scheduler"))
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def output_sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         """sigma(t); for discretely trained networks that of the DDPM chain at the label below."""

@@ -8,8 +8,10 @@ for the generative process that starts from the prior p_1, follows the reverse-t
 Gaussian about the denoised state. As g^2 / sigma^2 = -d log_snr / dt, the integral is one over log_snr of
 |noise + sigma s|^2 / 2, and times uniform in log_snr are the importance sampling that removes the weight.
 
-The expectations over the noise have the control variate b (|noise|^2 - D), b = (c^2 / (c^2 + s^2))^2, s = sigma / alpha,
-which is what remains of |noise|^2 for Gaussian data of variance c^2.
+The expectations over the noise have the control variate b (|noise|^2 - D) with b = (c^2 / (c^2 + s^2))^2 and
+s = sigma / alpha, which is what remains of |noise|^2 for Gaussian data of variance c^2. Times uniform in t have a
+weight that grows like 1 / t towards t_min: the estimate is unbiased, but has rare large terms, and its standard error
+is too small where none was drawn.
 
 Reference: Song, Durkan, Murray & Ermon 2021, arXiv:2101.09258, Thm. 3 and App. B (the same bound, with the entropy of
 p(x_0 | x_tmin) and the cross-entropy of the prior in place of the two KL divergences), Sec. 4.2 (importance sampling);
@@ -23,7 +25,6 @@ from dataclasses import dataclass
 import torch
 
 from .base import SDE
-from .conversions import score_to_denoised
 from .divergence import ScoreFunction
 
 TIME_SAMPLINGS = ("importance", "uniform")

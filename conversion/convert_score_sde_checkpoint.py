@@ -1,0 +1,9 @@
+"""Convert a checkpoint of the official code; the same as `diffusers-sde convert`.
+
+python conversion/convert_score_sde_checkpoint.py checkpoint_24.pth --config ve/cifar10_ncsnpp_continuous --output DIR
+"""
+
+from diffusers_sde.cli import convert
+
+if __name__ == "__main__":
+    convert()

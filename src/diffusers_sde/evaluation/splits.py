@@ -1,0 +1,89 @@
+"""One split of a data set of images, image by image, in 8 bits and the size that a network takes."""
+
+from pathlib import Path
+
+import torch
+
+from ..training.data import find_image_column
+from ..training.images import ImageFormat
+
+
+class SplitImages:
+    """The images of a split, `images[i]` as uint8 of shape (C, H, W).
+
+    Args:
+        dataset: name on the Hub, a folder of images or parquet files, or one parquet file.
+        split: its name, "test" for instance.
+        size: (height, width) that the network takes.
+        channels: that the network takes.
+        config_name: configuration of the data set on the Hub.
+        image_column: by default the first that holds images.
+        pad: whether smaller images get a black border.
+        resize: whether images of other sizes are resized and cropped at the centre, colours converted.
+
+    Raises:
+        ValueError: if there is no such data set, split or column.
+    """
+
+    def __init__(
+        self,
+        dataset: str,
+        split: str,
+        size: tuple[int, int],
+        channels: int,
+        *,
+        config_name: str | None = None,
+        image_column: str | None = None,
+        pad: bool = False,
+        resize: bool = False,
+    ):
+        import datasets
+
+        path = Path(dataset)
+        source = _local_split(path, split) if path.exists() else {"path": dataset, "name": config_name, "split": split}
+        try:
+            self.rows = datasets.load_dataset(**source)
+        except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError) as error:
+            raise ValueError(f"split {split!r} of {dataset} cannot be read: {error}") from error
+        column = find_image_column(self.rows.features, image_column)
+        self.rows = self.rows.select_columns([column]).cast_column(column, datasets.Image())
+        self.column, self.resize = column, resize
+        self.format = ImageFormat(size, channels, convert=resize, pad=pad, center_crop=True)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        image = self.rows[index][self.column]
+        height, width = self.format.size
+        fits = image.size == (width, height) or (self.format.pad and image.width <= width and image.height <= height)
+        if not (fits or self.resize):
+            raise ValueError(
+                f"image {index} has {image.height} x {image.width} pixels, the network takes {height} x {width}. Pad "
+                "small images with --pad, as in training, or resize with --resize; both change what is measured."
+            )
+        return torch.from_numpy(self.format.crop(self.format.prepare(image)))
+
+
+def _local_split(path: Path, split: str) -> dict:
+    """Arguments of `datasets.load_dataset` for the files of a split under `path`."""
+    if path.is_file():
+        if path.suffix != ".parquet":
+            raise ValueError(f"--data is the file {path}; give a .parquet file, a folder, or a name on the Hub.")
+        return {"path": "parquet", "data_files": {split: [str(path)]}, "split": split}
+    files = sorted(path.rglob("*.parquet"))
+    if files:
+        chosen = [str(file) for file in files if _is_of(file.relative_to(path), split)]
+        if not chosen:
+            names = ", ".join(str(file.relative_to(path)) for file in files[:5])
+            raise ValueError(f"{path} has no parquet file of split {split!r}, only {names}; give --split or the file.")
+        return {"path": "parquet", "data_files": {split: chosen}, "split": split}
+    folder = path / split
+    if not folder.is_dir():
+        raise ValueError(f"there is neither a parquet file nor a folder {folder}; give --split, or other --data.")
+    return {"path": "imagefolder", "data_dir": str(folder), "split": "train"}  # `datasets` calls a lone folder so
+
+
+def _is_of(relative: Path, split: str) -> bool:
+    stem = relative.stem
+    return stem == split or stem.startswith((f"{split}-", f"{split}_", f"{split}.")) or split in relative.parts[:-1]
