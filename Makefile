@@ -3,7 +3,7 @@
 
 PYTHON ?= python3
 WORKERS ?= 2
-STEPS ?= 200
+STEPS ?= 300
 BENCHMARKS ?= benchmarks/networks.py
 
 VENV := .venv

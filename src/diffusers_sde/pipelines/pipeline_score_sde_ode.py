@@ -109,7 +109,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
             width (`int`, *optional*): Width in pixels, likewise.
             solver (`str`, *optional*, defaults to `"adams"`):
                 `"adams"` (few evaluations) or `"dopri5"` (Runge-Kutta 5(4), a step size per image).
-            rtol (`float`, *optional*): Relative tolerance; by default 1e-3 for "adams", 1e-5 for "dopri5".
+            rtol (`float`, *optional*): Relative tolerance; by default 3e-3 for "adams", 1e-5 for "dopri5".
             atol (`float`, *optional*): Absolute tolerance in units of the data range, likewise.
             max_nfe (`int`, *optional*, defaults to 10000): Most network evaluations per image.
             temperature (`float`, *optional*, defaults to 1.0):

@@ -234,5 +234,6 @@ def refine(run: Callable[[torch.Tensor, int], tuple[torch.Tensor, torch.Tensor]]
         spent += num_nodes
         values = new if values is None else values.index_copy(0, rows, new)
         nfe[rows], success[rows] = spent, settled
-        rows, num_nodes = rows[~settled], math.ceil(GROWTH * num_nodes)
+        again = ~settled & new.isfinite().all(dim=1)  # more nodes do not mend NaN
+        rows, num_nodes = rows[again], math.ceil(GROWTH * num_nodes)
     return values, nfe, success
