@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, KarrasVeScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, EulerDiscreteScheduler, FlowMatchEulerDiscreteScheduler
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -244,7 +244,7 @@ def test_discrete_ve_networks_are_interpolated_between_labels():
         (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "'squaredcos_cap_v2'; the VP SDE has linear"),
         (DDPMScheduler(trained_betas=[0.1, 0.2]), "DDPMScheduler has trained_betas"),
         (DDIMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = True"),
-        (KarrasVeScheduler(), "KarrasVeScheduler has no betas"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler has no betas"),
     ],
 )
 def test_schedulers_that_are_no_vp_sde(scheduler, message):

@@ -141,8 +141,8 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
             solver (`str`, *optional*, defaults to `"adams"`):
                 `"adams"` (few evaluations) or `"dopri5"` (Runge-Kutta 5(4), a step size per image).
             rtol (`float`, *optional*): Relative tolerance of a step, for "dopri5"; by default 1e-5.
-            atol (`float`, *optional*): Absolute tolerance: of the estimated error in nats per dimension for "adams", by default
-                3e-3; of a step for "dopri5", by default 1e-5.
+            atol (`float`, *optional*): Absolute tolerance: of the estimated error in nats per dimension for "adams",
+                by default 3e-3; of a step for "dopri5", by default 1e-5.
             max_nfe (`int`, *optional*, defaults to 10000): Most evaluations per image and dequantization.
             sampling_eps (`float`, *optional*): Time at which the images are taken to lie; by default 1e-5, or that of
                 the lowest label.
