@@ -11,6 +11,7 @@ from PIL import Image
 from . import __version__
 from .assets import embedded_model_path
 from .pipelines import ScoreSdePipeline
+from .pipelines.base import place
 from .seeding import image_generators
 
 SETTINGS_NAME = "settings.json"
@@ -48,8 +49,7 @@ def load_pipeline(
         pipeline.scheduler = type(pipeline.scheduler).from_config(pipeline.scheduler.config, **overrides)
     if device is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    pipeline.unet.to(memory_format=torch.channels_last)  # the faster layout of convolutions
-    return pipeline.to(device, dtype)
+    return place(pipeline, device, dtype)
 
 
 class SampleSet:

@@ -7,6 +7,7 @@ import click
 import torch
 
 from ..pipelines import ScoreSdeLikelihoodPipeline
+from ..pipelines.base import place
 from .likelihood import LikelihoodEvaluation
 from .splits import SplitImages
 
@@ -47,7 +48,7 @@ def run_likelihood(
     if device is None:
         device = f"cuda:{local}" if torch.cuda.is_available() else "cpu"
     path = embedded_model_path() if model is None else model
-    pipeline = ScoreSdeLikelihoodPipeline.from_pretrained(path).to(device, dtype)
+    pipeline = place(ScoreSdeLikelihoodPipeline.from_pretrained(path), device, dtype)
     size = pipeline._image_size(None, None)
     preparation = {key: options[key] for key in ("image_column", "pad", "resize")}
     images = SplitImages(
