@@ -21,12 +21,16 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model
-from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from ..schedulers import (
+    ScoreSdeSubVpScheduler,
+    ScoreSdeVeScheduler,
+    ScoreSdeVpScheduler,
+    from_diffusers_scheduler,
+)
 from .repository import finish_repository
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
 ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
-ScoreScheduler = Union[ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler]  # noqa: UP007
 AnyScheduler = Union[  # noqa: UP007
     ScoreSdeVeScheduler,
     ScoreSdeVpScheduler,
@@ -58,8 +62,7 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__()
         if isinstance(scheduler, diffusers.ScoreSdeVeScheduler):
-            config = {key: value for key, value in scheduler.config.items() if key != "tensor_format"}
-            scheduler = ScoreSdeVeScheduler.from_config(config)
+            scheduler = from_diffusers_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     @property

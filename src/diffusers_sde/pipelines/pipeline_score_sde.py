@@ -1,5 +1,6 @@
 """Unconditional generation by Predictor-Corrector sampling."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -135,6 +136,4 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
 
     def _generator_argument(self, generator) -> dict:
         """`generator` for schedulers whose step takes one."""
-        import inspect
-
         return {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}
