@@ -1,6 +1,7 @@
 """What all pipelines share: components, loading of older repositories, checks, conversion to images."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Union
 
@@ -168,6 +169,25 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             )
         return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
 
+    def _check_callback(self, names: list[str]) -> None:
+        unknown = [name for name in names if name not in self._callback_tensor_inputs]
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
+            )
+
+    def _on_step_end(self, callback: Callable | None, names: list[str]) -> Callable | None:
+        """A user's `callback_on_step_end` as `(step, timestep, x) -> x`."""
+        if callback is None:
+            return None
+
+        def on_step_end(step: int, timestep: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+            tensors = {"latents": x}
+            changed = callback(self, step, timestep, {name: tensors[name] for name in names})
+            return (changed or {}).get("latents", x)
+
+        return on_step_end
+
     def _network_output(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         return self.unet(x.to(self.unet.dtype), timestep).sample
 
@@ -184,29 +204,3 @@ def place(pipeline: ScoreSdePipelineBase, device: str | torch.device, dtype: tor
     pipeline.unet.to(memory_format=torch.channels_last)
     # diffusers warns of every change of dtype, to the same one too.
     return pipeline.to(device) if pipeline.unet.dtype == dtype else pipeline.to(device, dtype)
-
-
-class FiniteGuard:
-    """Watches a state for NaN and infinity without a host synchronisation per step.
-
-    Args:
-        every: number of steps between looks at the result.
-    """
-
-    def __init__(self, every: int = 50):
-        self.every = every
-        self.first_bad: torch.Tensor | None = None
-
-    def watch(self, x: torch.Tensor, step: int, last: bool) -> None:
-        """Note whether `x` is finite after `step`.
-
-        Raises:
-            ValueError: naming the first bad step, at the latest after the last one.
-        """
-        bad = torch.where(x.isfinite().all(), torch.inf, float(step))
-        self.first_bad = bad if self.first_bad is None else torch.minimum(self.first_bad, bad)
-        if (last or (step + 1) % self.every == 0) and bool(self.first_bad.isfinite()):
-            raise ValueError(
-                f"the state became NaN or infinite at step {int(self.first_bad)}. Check that the scheduler is the one "
-                "the network was trained for, lower the corrector's `snr`, use more steps, or a wider dtype."
-            )

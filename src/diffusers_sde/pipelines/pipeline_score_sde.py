@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 
-from .base import AnyScheduler, FiniteGuard, ScoreNetwork, ScoreSdePipelineBase
+from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
+from .loop import FiniteGuard, sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
 
 
@@ -90,49 +91,28 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         shape = (batch_size, self.unet.config.in_channels, height, width)
         latents = self._initial_state(latents, shape, generator)
 
-        step = self._predictor_corrector_step() if hasattr(self.scheduler, "model_timestep") else self._plain_step
-        timesteps = self.scheduler.timesteps
-        self._num_timesteps = len(timesteps)
-        guard = FiniteGuard()
-        for i, t in enumerate(self.progress_bar(timesteps)):
-            latents = step(latents, i, t, generator)
-            guard.watch(latents, i, last=i == len(timesteps) - 1)
-            if callback_on_step_end is not None:
-                kwargs = {}
-                for name in callback_on_step_end_tensor_inputs:
-                    kwargs[name] = locals()[name]
-                latents = (callback_on_step_end(self, i, t, kwargs) or {}).get("latents", latents)
+        on_step_end = self._on_step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        if hasattr(self.scheduler, "model_timestep"):
+            latents = sample_predictor_corrector(self, latents, generator, on_step_end=on_step_end)
+        else:
+            latents = self._plain_loop(latents, generator, on_step_end)
 
         images = self._to_images(latents, output_type)
         self.maybe_free_model_hooks()
         return ScoreSdePipelineOutput(images=images) if return_dict else (images,)
 
-    def _check_callback(self, names: list[str]) -> None:
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
-            )
-
-    def _predictor_corrector_step(self) -> Callable:
-        """The step of one of this package's schedulers; what the network is conditioned on is computed once."""
-        scheduler = self.scheduler
-        conditioning = scheduler.model_timestep(scheduler.timesteps)
-
-        def step(x, i, t, generator):
-            for _ in range(scheduler.num_correct_steps):
-                output = self._network_output(x, conditioning[i])
-                x = scheduler.step_correct(output, x, generator, return_dict=False)[0]
-            output = self._network_output(x, conditioning[i]) if scheduler.predictor.needs_score else None
-            return scheduler.step_pred(output, t, x, generator, return_dict=False)[0]
-
-        return step
-
-    def _plain_step(self, x, i, t, generator):
-        """The step of a scheduler of diffusers'."""
-        output = self._network_output(self.scheduler.scale_model_input(x, t), t)
-        kwargs = self._generator_argument(generator)
-        return self.scheduler.step(output.to(x.dtype), t, x, return_dict=False, **kwargs)[0]
+    def _plain_loop(self, x: torch.Tensor, generator, on_step_end: Callable | None) -> torch.Tensor:
+        """The loop of a scheduler of diffusers'."""
+        timesteps = self.scheduler.timesteps
+        kwargs, guard = self._generator_argument(generator), FiniteGuard()
+        for i, t in enumerate(self.progress_bar(timesteps)):
+            output = self._network_output(self.scheduler.scale_model_input(x, t), t)
+            x = self.scheduler.step(output.to(x.dtype), t, x, return_dict=False, **kwargs)[0]
+            guard.watch(x, i, last=i == len(timesteps) - 1)
+            if on_step_end is not None:
+                x = on_step_end(i, t, x)
+        return x
 
     def _generator_argument(self, generator) -> dict:
         """`generator` for schedulers whose step takes one."""

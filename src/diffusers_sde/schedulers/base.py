@@ -26,7 +26,7 @@ class ScoreSdeSchedulerOutput(BaseOutput):
 class ScoreSdeSchedulerBase:
     """Common part of the schedulers; concrete classes add diffusers' mixins, the config and the SDE.
 
-    The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
+    `times` are the `timesteps` as float64 on the host. The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
     as there are steps; what a predictor's discretisation sees are the times of `Predictor.times`.
     """
 
@@ -87,15 +87,15 @@ class ScoreSdeSchedulerBase:
         timesteps = torch.linspace(1.0, self.config.sampling_eps, num_steps, dtype=torch.float32)
         self.timesteps = timesteps.to(device)
         # Coefficients are taken from host scalars in float64: no small kernels, no synchronisation.
-        self._times = timesteps.double()
+        self.times = timesteps.double()
         places = torch.linspace(1.0, 0.0, num_steps, dtype=torch.float64)
-        self._predictor_times = self.predictor.times(places, self._times, num_steps)
-        self._corrector_times = self.corrector.times(places, self._times, num_steps)
+        self._predictor_times = self.predictor.times(places, self.times, num_steps)
+        self._corrector_times = self.corrector.times(places, self.times, num_steps)
         self._step_index: int | None = None
 
     def index_for_timestep(self, timestep: float | torch.Tensor) -> int:
         """Place of `timestep` in `timesteps`; a time off the grid counts as the nearest on it."""
-        return int((self._times - float(timestep)).abs().argmin())
+        return int((self.times - float(timestep)).abs().argmin())
 
     def set_begin_index(self, begin_index: int = 0) -> None:
         """Start at a later step of the grid, as when a loop begins at `timesteps[begin_index]`.
@@ -126,6 +126,11 @@ class ScoreSdeSchedulerBase:
         output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
         sigma = self.output_sigma(torch.as_tensor(timestep))
         return output if sigma is None else -output / expand_to(sigma, output)
+
+    def output_of_score(self, score: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
+        """The network output that `score` would turn into this score; the same shape."""
+        sigma = self.output_sigma(torch.as_tensor(timestep))
+        return score if sigma is None else -score * expand_to(sigma, score)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
@@ -229,7 +234,7 @@ class ScoreSdeSchedulerBase:
                 f"`generator` is a list of {len(generator)} for a batch of {len(sample)}; give one per sample."
             )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        score = self.score(model_output, x, self._times[index]) if part.needs_score else None
+        score = self.score(model_output, x, self.times[index]) if part.needs_score else None
         noise = randn_tensor(x.shape, generator, x.device, x.dtype) if draws else torch.zeros_like(x)
         x_next, x_mean = part.update(x, t, s, score, noise)
         x_next, x_mean = x_next.to(sample.dtype), x_mean.to(sample.dtype)

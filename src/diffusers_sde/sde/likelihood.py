@@ -13,9 +13,11 @@ import torch
 from .base import SDE
 from .broadcasting import expand_to
 from .divergence import ScoreFunction, draw_probes, score_and_divergence
-from .multistep import adams_predict_correct, integrate_divergence, lay_nodes, refine
+from .multistep import adams
 from .ode import dormand_prince, root_mean_square
 from .probability_flow import check_times, tolerances
+
+DEFAULT_TOLERANCES = {"dopri5": (1e-5, 1e-5), "adams": (1e-2, 5e-4)}
 
 
 @dataclass
@@ -66,16 +68,16 @@ def log_likelihood(
         exact_trace: whether to take the divergence exactly, by one product per dimension.
         generator: source of the probes.
         solver: "dopri5" (Runge-Kutta 5(4), a step size per row) or "adams" (multistep, few evaluations).
-        rtol: relative tolerance of a step, for "dopri5"; by default 1e-5.
-        atol: absolute tolerance: of a step in units of the state and in nats per dimension for "dopri5" (by default
-            1e-5), of the estimated error of the result in nats per dimension for "adams" (by default 3e-3).
+        rtol: tolerance of a step relative to the state; by default 1e-5 for "dopri5", 1e-2 for "adams".
+        atol: tolerance of a step in nats per dimension, for "dopri5" in units of the state, too; by default 1e-5 for
+            "dopri5", 5e-4 for "adams".
         max_nfe: most evaluations per row.
 
     Raises:
         ValueError: if an argument is not allowed.
     """
     check_times(t_start, 1.0)
-    rtol, atol = tolerances(solver, rtol, atol)
+    rtol, atol = tolerances(solver, rtol, atol, DEFAULT_TOLERANCES)
     if not exact_trace:
         probes = _probes(probes, num_probes, x_0, generator)
     elif probes is not None:
@@ -128,26 +130,26 @@ def _runge_kutta(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
 
 
 def _adams(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
-    """The same by `adams_predict_correct`, in y = x / alpha and s = sigma / alpha."""
-    dims = x_0[0].numel()
+    """The same by `adams`."""
     flat = x_0.flatten(1)
-    variance = flat.var(dim=1).clamp(min=1e-4)
 
-    def run(rows: torch.Tensor, num_nodes: int) -> tuple[torch.Tensor, torch.Tensor]:
-        chosen = None if probes is None else probes[:, rows]
+    def epsilon_fn(y: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        x = y.reshape(-1, *x_0.shape[1:])
+        score, divergence = score_and_divergence(score_fn, x, t, None if probes is None else probes[:, rows])
+        sigma = sde.sigma(t)
+        return -expand_to(sigma, y) * score.flatten(1), -sigma * divergence
 
-        def epsilon_fn(y: torch.Tensor, t: float) -> tuple[torch.Tensor, torch.Tensor]:
-            x, time = y.reshape(-1, *x_0.shape[1:]), y.new_full((len(y),), t)
-            score, divergence = score_and_divergence(score_fn, x, time, chosen)
-            sigma = sde.sigma(time)
-            return -expand_to(sigma, y) * score.flatten(1), -sigma * divergence
-
-        path = adams_predict_correct(epsilon_fn, flat[rows], lay_nodes(sde, t_start, 1.0, num_nodes))
-        integrals, error = integrate_divergence(path, variance[rows])
-        change_of_volume = dims * math.log(path.nodes[-1].alpha / path.nodes[0].alpha)
-        values = torch.cat([path.x.double(), (integrals + change_of_volume).T, error[:, None]], dim=1)
-        return values, error <= dims * atol
-
-    values, nfe, success = refine(run, len(x_0), max_nfe, x_0.device)
-    latents = values[:, :dims].to(x_0.dtype).reshape(x_0.shape)
-    return latents, values[:, dims:-1], nfe, values[:, -1], success
+    end = adams(
+        sde,
+        epsilon_fn,
+        flat,
+        t_start,
+        1.0,
+        mean=flat.mean(dim=1),
+        std=flat.var(dim=1, correction=0).clamp(min=1e-4).sqrt(),
+        rtol=rtol,
+        atol=0.0,
+        density_tolerance=atol,
+        max_nfe=max_nfe,
+    )
+    return end.x.reshape(x_0.shape), end.log_volume, end.nfe, end.density_error, end.success
