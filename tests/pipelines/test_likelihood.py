@@ -55,7 +55,7 @@ def images(batch=2, channels=1, height=8, width=4, seed=0):
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("solver, tolerance", [("dopri5", 1e-7), ("adams", 1e-4)])
+@pytest.mark.parametrize("solver, tolerance", [("dopri5", 1e-7), ("adams", 1e-7)])
 @pytest.mark.parametrize("sde", SCHEDULERS)
 def test_bits_per_dim_of_gaussian_data(sde, solver, tolerance):
     pipe, image = make_pipe(sde, in_channels=3, out_channels=3), images(channels=3, height=2)

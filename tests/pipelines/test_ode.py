@@ -192,7 +192,7 @@ def test_official_images(name, tmp_path):
         ({"sampling_eps": 1.0}, r"`sampling_eps` is 1.0; it is a time, at least 0 and below 1"),
         ({"solver": "heun"}, r"solver is 'heun'; allowed are 'dopri5', 'adams'"),
         ({"rtol": -1.0}, r"rtol = -1.0"),
-        ({"max_nfe": 3}, r"max_nfe = 3"),
+        ({"max_nfe": 1}, r"max_nfe = 1"),
         ({"output_type": "jpg"}, r"`output_type` is 'jpg'"),
         ({"latents": torch.zeros(2, 1, 8, 8)}, r"`latents` has shape \(2, 1, 8, 8\); \(1, 1, 8, 8\) is needed"),
     ],

@@ -23,7 +23,7 @@ def score_of(data, sde):
 
 
 @pytest.mark.parametrize("name", SDES)
-@pytest.mark.parametrize(("solver", "tolerance", "bound"), [("dopri5", 1e-6, 1e-5), ("adams", 1e-4, 2e-4)])
+@pytest.mark.parametrize(("solver", "tolerance", "bound"), [("dopri5", 1e-6, 1e-5), ("adams", 1e-7, 1e-4)])
 def test_exact_trace(name, solver, tolerance, bound):
     # Bound in bits per dimension; the tolerance is per dimension in nats.
     sde = SDES[name]
@@ -43,6 +43,19 @@ def test_exact_trace(name, solver, tolerance, bound):
     assert error.abs().max() < bound
     assert (result.standard_error == 0).all()
     assert (result.error / x_0.shape[1] <= 200 * tolerance).all()
+
+
+def test_the_tolerance_in_nats_alone_decides():
+    sde = SDES["vp"]
+    x_0 = MIXTURE.sample(6, seeded(1), dtype=torch.float64)
+
+    def error(atol):
+        options = {"exact_trace": True, "solver": "adams", "rtol": 1e3, "atol": atol}
+        result = log_likelihood(sde, score_of(MIXTURE, sde), x_0, t_start=T_MIN, **options)
+        return float((result.log_likelihood - exact(MIXTURE, sde, x_0, result.latents)).abs().max()) / x_0.shape[1]
+
+    assert error(1e-3) < 1e-2
+    assert error(1e-6) < 2e-5
 
 
 @pytest.mark.parametrize("kind", ["rademacher", "gaussian"])
@@ -81,40 +94,63 @@ def test_rows_do_not_depend_on_each_other(solver):
         assert alone.nfe == together.nfe[row]
 
 
-def test_few_evaluations_on_image_sized_data():
-    # The promise of solver "adams": 25 evaluations for 1e-3 bits per dimension, and an honest estimate.
-    modes = torch.rand(64, 3, 4, 4, generator=seeded(6), dtype=torch.float64)
-    modes = torch.nn.functional.interpolate(modes, size=32, mode="bicubic").clamp(0, 1)
-    data = GaussianMixture(torch.ones(64) / 64, modes.flatten(1), torch.full((64,), 0.1))
-    sde = SDES["ve"]
-    x_0 = data.sample(2, seeded(7), dtype=torch.float64)
-    dims = x_0.shape[1]
+class ExactScore(torch.autograd.Function):
+    """The exact score of a mixture, whose product with any vector is the divergence, shared out by its length."""
 
-    class Score(torch.autograd.Function):
-        """The exact score, whose product with any vector is the trace over the dimensions times its norm."""
+    @staticmethod
+    def forward(ctx, x, t, data, sde):
+        offset, variance, logits, _, _ = data._components(sde, x, t)
+        u = -offset / variance[..., None]
+        p = logits.softmax(dim=0)
+        score = (p[..., None] * u).sum(dim=0)
+        divergence = (p * (u.square().sum(-1) - x.shape[1] / variance)).sum(dim=0) - score.square().sum(-1)
+        ctx.save_for_backward(divergence)
+        return score
 
-        @staticmethod
-        def forward(ctx, x, t):
-            offset, variance, logits, _, _ = data._components(sde, x, t)
-            u = -offset / variance[..., None]
-            p = logits.softmax(dim=0)
-            score = (p[..., None] * u).sum(dim=0)
-            divergence = (p * (u.square().sum(-1) - dims / variance)).sum(dim=0) - score.square().sum(-1)
-            ctx.save_for_backward(divergence)
-            return score
+    @staticmethod
+    def backward(ctx, vector):
+        (divergence,) = ctx.saved_tensors
+        return divergence[:, None] / vector.shape[1] * vector, None, None, None
 
-        @staticmethod
-        def backward(ctx, vector):
-            (divergence,) = ctx.saved_tensors
-            return divergence[:, None] / dims * vector, None
 
-    probes = torch.ones(1, *x_0.shape, dtype=torch.float64)  # |v|^2 = D: the product above gives the exact divergence
-    result = log_likelihood(sde, Score.apply, x_0, t_start=1e-5, probes=probes, solver="adams")
-    density = data.log_prob(sde, x_0, torch.tensor(1e-5, dtype=torch.float64))
-    density = density + sde.prior_log_prob(result.latents) - data.log_prob(sde, result.latents, torch.tensor(1.0))
+def image_sized_mixture(num_modes):
+    """64 smooth images or 128 rough ones, of 3 x 32 x 32 numbers in [0, 1]."""
+    if num_modes == 1:
+        return GaussianMixture([1.0], torch.full((1, 3072), 0.5), [0.25])
+    if num_modes == 64:
+        modes = torch.rand(64, 3, 4, 4, generator=seeded(6), dtype=torch.float64)
+        modes = torch.nn.functional.interpolate(modes, size=32, mode="bicubic").clamp(0, 1).flatten(1)
+        return GaussianMixture(torch.ones(64) / 64, modes, torch.full((64,), 0.1))
+    modes = torch.rand(128, 3072, generator=seeded(6), dtype=torch.float64)
+    return GaussianMixture(torch.ones(128) / 128, modes, torch.full((128,), 0.05))
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("num_modes", [1, 64, 128])
+def test_few_evaluations_on_image_sized_data(name, num_modes):
+    # The promise of solver "adams": 25 evaluations for 1e-3 bits per dimension, and an honest estimate. A row whose
+    # path passes between two modes may be worse, and then says so.
+    data, sde = image_sized_mixture(num_modes), SDES[name]
+    x_0 = data.sample(6, seeded(7), dtype=torch.float64)
+    dims, t_start = x_0.shape[1], 1e-5 if name == "ve" else 1e-3
+    probes = torch.ones(1, *x_0.shape, dtype=torch.float64)  # |v|^2 = D: the product gives the exact divergence
+    result = log_likelihood(
+        sde,
+        lambda x, t: ExactScore.apply(x, t, data, sde),
+        x_0,
+        t_start=t_start,
+        probes=probes,
+        solver="adams",
+        atol=1.5e-3,
+    )
+    start, end = (torch.tensor(t, dtype=torch.float64) for t in (t_start, 1.0))
+    density = data.log_prob(sde, x_0, start)
+    density = density + sde.prior_log_prob(result.latents) - data.log_prob(sde, result.latents, end)
     error = (result.log_likelihood - density).abs() / dims / math.log(2)
+    assert result.success.all()
     assert (result.nfe <= 25).all()
-    assert error.max() < 1e-3
+    assert error.median() < 1e-3
+    assert error.max() < 3e-3
     assert (2 * result.error / dims / math.log(2) >= error).all()
 
 

@@ -1,12 +1,12 @@
 """The two ODE solvers against closed-form paths, and what they promise about rows, times and tolerances."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
 
-from diffusers_sde.sde import probability_flow
-from diffusers_sde.sde.multistep import adams_weights, lay_nodes, warp
+from diffusers_sde.sde import multistep, probability_flow
 from diffusers_sde.sde.ode import dormand_prince
 from tests.oracles import SDES, Gaussian, GaussianMixture, seeded
 
@@ -35,7 +35,7 @@ def counted(data, sde):
 
 @pytest.mark.parametrize("name", SDES)
 @pytest.mark.parametrize("forward", [True, False])
-@pytest.mark.parametrize(("solver", "tolerance", "bound"), [("dopri5", 1e-7, 1e-5), ("adams", 1e-4, 3e-4)])
+@pytest.mark.parametrize(("solver", "tolerance", "bound"), [("dopri5", 1e-7, 1e-5), ("adams", 1e-6, 1e-4)])
 def test_gaussian_paths(name, forward, solver, tolerance, bound):
     # Bounds on the error relative to the spread of the end; the solvers control local errors (dopri5) or an estimate.
     sde = SDES[name]
@@ -127,44 +127,71 @@ def test_a_row_that_runs_out_of_evaluations_says_so(solver):
     assert result.x.isfinite().all()
 
 
+@pytest.mark.parametrize("std", [0.1, 0.01])
 @pytest.mark.parametrize("name", SDES)
-def test_adams_error_estimate_covers_the_error(name):
-    # Against dopri5 at a tight tolerance; "covers" with the factor of two that is promised, on all but ridge rows.
+def test_adams_error_estimate_covers_the_error_of_latents(name, std):
+    # Against dopri5 at a tight tolerance. Towards the latents no path splits, so all rows are covered. Thin data are
+    # left across them, where distances grow most.
     sde = SDES[name]
-    mixture = GaussianMixture(torch.ones(16) / 16, torch.rand(16, 192, generator=seeded()), torch.full((16,), 0.1))
-    x = sde.prior_std * torch.randn(12, 192, generator=seeded(2), dtype=torch.float64)
+    mixture = GaussianMixture(torch.ones(16) / 16, torch.rand(16, 192, generator=seeded()), torch.full((16,), std))
+    x = mixture.sample(12, seeded(2), dtype=torch.float64)
 
     def run(**kwargs):
-        return probability_flow(sde, lambda x, t: mixture.score(sde, x, t), x, 1.0, T_MIN, **kwargs)
+        return probability_flow(sde, lambda x, t: mixture.score(sde, x, t), x, T_MIN, 1.0, **kwargs)
 
-    reference = run(rtol=1e-8, atol=1e-8)
-    few = run(solver="adams", rtol=1.0, atol=1.0)
-    assert (few.nfe == 25).all()
-    error = (few.x - reference.x).square().mean(dim=1).sqrt()
-    assert (2 * few.error >= error).double().mean() >= 0.8
-    finer = run(solver="adams", rtol=0.0, atol=1e-3)
-    assert finer.success.all()
-    assert (finer.x - reference.x).square().mean(dim=1).sqrt().median() < 1e-3
+    reference = run(rtol=1e-9, atol=1e-9)
+    few, more = run(solver="adams", rtol=1e-3), run(solver="adams", rtol=1e-5)
+    errors = [(result.x - reference.x).square().mean(dim=1).sqrt() for result in (few, more)]
+    assert few.success.all() and more.success.all()
+    assert few.nfe.double().mean() <= 42
+    assert (2 * few.error >= errors[0]).all()
+    assert (2 * more.error >= errors[1]).all()
+    assert errors[1].max() < 0.05 * errors[0].max()
+
+
+def test_adams_is_of_its_order(monkeypatch):
+    # Steps of equal length, all accepted: halving them divides the error by 2^(ORDER + 1), but for the start.
+    monkeypatch.setattr(multistep, "ORDER", multistep.ORDER)
+    sde = SDES["ve"]
+    mixture = GaussianMixture([0.3, 0.7], torch.tensor([[0.0, 0.2], [1.0, 0.5]]), [0.2, 0.3])
+    x = mixture.sample(8, seeded(3), dtype=torch.float64)
+
+    def run(**kwargs):
+        return probability_flow(sde, lambda x, t: mixture.score(sde, x, t), x, T_MIN, 0.9, **kwargs).x
+
+    reference = run(rtol=1e-11, atol=1e-11)
+    errors = []
+    for step in (0.1, 0.05, 0.025):
+        monkeypatch.setattr(multistep, "_FIRST_STEP", step)
+        monkeypatch.setattr(multistep, "_LARGEST_STEP", step)
+        errors.append(float((run(solver="adams", rtol=1e9) - reference).abs().max()))
+    slopes = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert min(slopes) > 3.0, (errors, slopes)
 
 
 def test_adams_weights_are_exact_for_their_polynomials():
-    # Integrals over s of 1, w and w^2: by a fine trapezoidal rule in s.
-    support = [0.05, 0.03, 0.02]
-    weights = adams_weights(support, 0.05, 0.09)
-    s = torch.linspace(0.05, 0.09, 20001, dtype=torch.float64)
+    # Integrals over phi of 1, w and w^2 on three of four points, by a fine trapezoidal rule.
+    support = torch.tensor([[1.0, 1.4, 1.7, 9.0]], dtype=torch.float64)
+    used = torch.tensor([[True, True, True, False]])
+    start, end = (torch.tensor([w], dtype=torch.float64) for w in (1.7, 2.2))
+    weights = multistep.adams_weights(support, used, start, end, multistep.quadrature_rule(support.device))[0]
+    w = torch.linspace(1.7, 2.2, 20001, dtype=torch.float64)
+    phi = (multistep.KAPPA * w.sinh()).atan()
+    assert weights[3] == 0
     for power in range(3):
-        expected = torch.trapezoid(torch.from_numpy(warp(s.numpy())) ** power, s)
-        assert sum(c * warp(v) ** power for c, v in zip(weights, support)) == pytest.approx(float(expected), rel=1e-8)
+        expected = torch.trapezoid(w**power, phi)
+        assert float((weights[:3] * support[0, :3] ** power).sum()) == pytest.approx(float(expected), rel=1e-8)
 
 
-def test_nodes_hit_both_ends():
-    for sde in SDES.values():
-        nodes = lay_nodes(sde, T_MIN, 1.0, 20)
-        assert (nodes[0].t, nodes[-1].t) == (T_MIN, 1.0)
-        for node in nodes:
-            t = torch.tensor(node.t, dtype=torch.float64)
-            assert node.s == pytest.approx(float(sde.sigma(t) / sde.alpha(t)), rel=1e-9)
-            assert node.alpha == pytest.approx(float(sde.alpha(t)), rel=1e-12)
+def test_adams_gives_up_on_nan_and_says_so():
+    x = torch.randn(3, 4, generator=seeded(), dtype=torch.float64)
+
+    def score_fn(x, t):
+        return torch.where((x == x[:1]).all(dim=1, keepdim=True), -x, torch.nan)  # NaN for all rows but the first
+
+    result = probability_flow(SDES["vp"], score_fn, x, 1.0, T_MIN, solver="adams")
+    assert result.success.tolist() == [True, False, False]
+    assert result.nfe[1] < 50
 
 
 @pytest.mark.parametrize(
@@ -174,7 +201,7 @@ def test_nodes_hit_both_ends():
         ({"rtol": -1.0}, ("rtol",)),
         ({"rtol": 0.0, "atol": 0.0}, ("not both 0",)),
         ({"max_nfe": 3}, ("max_nfe",)),
-        ({"solver": "adams", "max_nfe": 10}, ("25",)),
+        ({"solver": "adams", "max_nfe": 1}, ("at least 2",)),
         ({"t_end": 1.5}, ("[0, 1]",)),
         ({"t_end": 1.0}, ("different",)),
     ],

@@ -35,7 +35,7 @@ class ScoreSdeLikelihoodPipelineOutput(BaseOutput):
             a single probe; shape (B,).
         bits_per_dim_standard_error (`torch.Tensor`): The same in bits per dimension.
         error (`torch.Tensor`): Estimate of the solver's error of `log_likelihood`, in nats; shape (B,).
-        success (`torch.Tensor`): Whether the solver reached t = 1 and its tolerance; bool of shape (B,).
+        success (`torch.Tensor`): Whether the solver reached t = 1 in steps within its tolerance; bool of shape (B,).
     """
 
     log_likelihood: torch.Tensor
@@ -139,10 +139,12 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
                 Width of a level of the data in units of the image range [0, 1]; by default 1/256 for images given in
                 8 bits and for uniform dequantization. Without one there are no bits per dimension.
             solver (`str`, *optional*, defaults to `"adams"`):
-                `"adams"` (few evaluations) or `"dopri5"` (Runge-Kutta 5(4), a step size per image).
-            rtol (`float`, *optional*): Relative tolerance of a step, for "dopri5"; by default 1e-5.
-            atol (`float`, *optional*): Absolute tolerance: of the estimated error in nats per dimension for "adams",
-                by default 3e-3; of a step for "dopri5", by default 1e-5.
+                `"adams"` (multistep, few evaluations) or `"dopri5"` (Runge-Kutta 5(4)), both with a step size per
+                image.
+            rtol (`float`, *optional*):
+                Tolerance of a step relative to the state; by default 1e-2 for "adams", 1e-5 for "dopri5".
+            atol (`float`, *optional*): Tolerance of a step in nats per dimension, for "dopri5" in units of the state,
+                too; by default 5e-4 for "adams", 1e-5 for "dopri5".
             max_nfe (`int`, *optional*, defaults to 10000): Most evaluations per image and dequantization.
             sampling_eps (`float`, *optional*): Time at which the images are taken to lie; by default 1e-5, or that of
                 the lowest label.

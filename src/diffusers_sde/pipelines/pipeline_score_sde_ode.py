@@ -24,7 +24,7 @@ class ScoreSdeOdePipelineOutput(ScoreSdePipelineOutput):
         nfe (`torch.Tensor`): Network evaluations, int64 of shape (B,).
         error (`torch.Tensor`): Estimate of the solver's error, root mean square over pixels, in units of the data
             range; shape (B,).
-        success (`torch.Tensor`): Whether the solver reached the end and its tolerance; bool of shape (B,).
+        success (`torch.Tensor`): Whether the solver reached the end in steps within its tolerance; bool of shape (B,).
     """
 
     images: list[Image.Image] | np.ndarray | torch.Tensor
@@ -43,7 +43,7 @@ class ScoreSdeEncodeOutput(BaseOutput):
         nfe (`torch.Tensor`): Network evaluations, int64 of shape (B,).
         error (`torch.Tensor`): Estimate of the solver's error, root mean square over pixels, in units of the latents;
             shape (B,).
-        success (`torch.Tensor`): Whether the solver reached t = 1 and its tolerance; bool of shape (B,).
+        success (`torch.Tensor`): Whether the solver reached t = 1 in steps within its tolerance; bool of shape (B,).
     """
 
     latents: torch.Tensor
@@ -108,9 +108,11 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
             height (`int`, *optional*): Height in pixels; by default the network's `sample_size`.
             width (`int`, *optional*): Width in pixels, likewise.
             solver (`str`, *optional*, defaults to `"adams"`):
-                `"adams"` (few evaluations) or `"dopri5"` (Runge-Kutta 5(4), a step size per image).
-            rtol (`float`, *optional*): Relative tolerance; by default 3e-3 for "adams", 1e-5 for "dopri5".
-            atol (`float`, *optional*): Absolute tolerance in units of the data range, likewise.
+                `"adams"` (multistep, few evaluations) or `"dopri5"` (Runge-Kutta 5(4)), both with a step size per
+                image.
+            rtol (`float`, *optional*): Relative tolerance of a step; by default 5e-4 for "adams", 1e-5 for "dopri5".
+            atol (`float`, *optional*): Absolute tolerance of a step in units of the data range (of the latents for
+                `encode`); by default 0 and 1e-5.
             max_nfe (`int`, *optional*, defaults to 10000): Most network evaluations per image.
             temperature (`float`, *optional*, defaults to 1.0):
                 Factor on the state at t = 1, drawn or given; below 1 for more likely and less diverse images.

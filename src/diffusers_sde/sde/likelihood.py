@@ -30,7 +30,7 @@ class LikelihoodResult:
         nfe: evaluations, each one forward pass and one vector-Jacobian product per probe; int64 of shape (B,).
         standard_error: of `log_likelihood` over the probes, in nats; 0 if exact, NaN for a single probe; (B,).
         error: estimate of the solver's error of `log_likelihood`, in nats; shape (B,).
-        success: whether the row reached t = 1 and the tolerance within `max_nfe`; bool of shape (B,).
+        success: whether the row reached t = 1 within `max_nfe`, in steps within the tolerance; bool of shape (B,).
     """
 
     log_likelihood: torch.Tensor
@@ -67,7 +67,7 @@ def log_likelihood(
         num_probes: number of Rademacher probes that are drawn if none are given.
         exact_trace: whether to take the divergence exactly, by one product per dimension.
         generator: source of the probes.
-        solver: "dopri5" (Runge-Kutta 5(4), a step size per row) or "adams" (multistep, few evaluations).
+        solver: "dopri5" (Runge-Kutta 5(4)) or "adams" (multistep, few evaluations); both have a step size per row.
         rtol: tolerance of a step relative to the state; by default 1e-5 for "dopri5", 1e-2 for "adams".
         atol: tolerance of a step in nats per dimension, for "dopri5" in units of the state, too; by default 1e-5 for
             "dopri5", 5e-4 for "adams".

@@ -329,7 +329,7 @@ class _Run:
 
 
 def _piecewise(w, values, count, points: int, rule) -> torch.Tensor:
-    """Integral over phi of `values` (B, N, P) at the first `count` nodes `w` (B, N), by the nearest `points` of them."""
+    """Integral over phi of values (B, N, P) at the first `count` nodes w (B, N), by the nearest `points` of them."""
     total = torch.zeros_like(values[:, 0])
     places = torch.arange(points, device=w.device)
     for n in range(w.shape[1] - 1):

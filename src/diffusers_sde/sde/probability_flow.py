@@ -25,7 +25,7 @@ class FlowResult:
         x: state at `t_end`, or where a row stopped; shape of the given one.
         nfe: evaluations of the score, int64 of shape (B,).
         error: estimate of the error of `x`, root mean square over the dimensions, in units of the state; (B,).
-        success: whether the row reached `t_end` and the tolerance within `max_nfe`; bool of shape (B,).
+        success: whether the row reached `t_end` within `max_nfe`, in steps within the tolerance; bool of shape (B,).
     """
 
     x: torch.Tensor
@@ -54,7 +54,7 @@ def probability_flow(
         x: states at `t_start`, shape (B, ...); the arithmetic is in its dtype.
         t_start: time of the start, in [0, 1].
         t_end: time of the end, in [0, 1]; the score is not evaluated beyond the two.
-        solver: "dopri5" (Runge-Kutta 5(4), a step size per row) or "adams" (multistep, few evaluations).
+        solver: "dopri5" (Runge-Kutta 5(4)) or "adams" (multistep, few evaluations); both have a step size per row.
         rtol: relative tolerance of a step; by default 1e-5 for "dopri5", 5e-4 for "adams".
         atol: absolute tolerance of a step in units of the state, for "adams" at the end; by default 1e-5 and 0.
         max_nfe: most evaluations per row.
