@@ -29,9 +29,16 @@ ALLOWED = {
     "registration": set(),
     "configs": set(),
     "seeding": set(),
-    "sampling": {PACKAGE, "assets", "pipelines", "seeding"},  # the top for __version__
+    "image_folder": {PACKAGE, "assets", "pipelines"},  # the top for __version__
+    "sampling": {"image_folder", "pipelines", "seeding"},
+    "commands": {"image_folder", "pipelines", "sde", "seeding", "training"},
 }
-LAZY = {"conversion": {"pipelines"}, "training": {PACKAGE}, "evaluation": {PACKAGE, "assets"}}
+LAZY = {
+    "commands": {"assets", "models", "evaluation"},
+    "conversion": {"pipelines"},
+    "training": {PACKAGE},
+    "evaluation": {PACKAGE, "assets"},
+}
 ON_TOP = {PACKAGE, "cli"}  # may import everything
 NEVER_AT_MODULE_LEVEL = {
     "accelerate",

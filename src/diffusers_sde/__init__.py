@@ -13,9 +13,14 @@ __version__ = "0.1.0.dev0"
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .assets import embedded_model_path
+from .assets import embedded_classifier_path, embedded_model_path
 from .models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model, NoiseConditionalClassifier
 from .pipelines import (
+    ScoreSdeClassConditionalPipeline,
+    ScoreSdeColorizationPipeline,
+    ScoreSdeEditPipeline,
+    ScoreSdeInpaintPipeline,
+    ScoreSdeInverseProblemPipeline,
     ScoreSdeLikelihoodPipeline,
     ScoreSdeLikelihoodPipelineOutput,
     ScoreSdeOdePipeline,
@@ -33,7 +38,16 @@ from .schedulers import (
 
 register(
     __name__,
-    pipelines=(ScoreSdeLikelihoodPipeline, ScoreSdeOdePipeline, ScoreSdePipeline),
+    pipelines=(
+        ScoreSdeClassConditionalPipeline,
+        ScoreSdeColorizationPipeline,
+        ScoreSdeEditPipeline,
+        ScoreSdeInpaintPipeline,
+        ScoreSdeInverseProblemPipeline,
+        ScoreSdeLikelihoodPipeline,
+        ScoreSdeOdePipeline,
+        ScoreSdePipeline,
+    ),
     components=(
         DDPMModel,
         NCSNModel,
@@ -55,6 +69,11 @@ __all__ = [
     "NCSNv2Model",
     "NoiseConditionalClassifier",
     "SchedulerMixin",
+    "ScoreSdeClassConditionalPipeline",
+    "ScoreSdeColorizationPipeline",
+    "ScoreSdeEditPipeline",
+    "ScoreSdeInpaintPipeline",
+    "ScoreSdeInverseProblemPipeline",
     "ScoreSdeLikelihoodPipeline",
     "ScoreSdeLikelihoodPipelineOutput",
     "ScoreSdeOdePipeline",
@@ -64,6 +83,7 @@ __all__ = [
     "ScoreSdeSubVpScheduler",
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
+    "embedded_classifier_path",
     "embedded_model_path",
     "from_diffusers_scheduler",
 ]

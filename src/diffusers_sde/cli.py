@@ -1,34 +1,23 @@
 """The command line: `diffusers-sde`."""
 
-import functools
 from pathlib import Path
 
 import click
-import torch
 
 from . import __version__
+from .commands.conditional import class_conditional, colorize, edit, inpaint, restore
+from .commands.options import DTYPES, report_errors
 from .sde import corrector_names, predictor_names
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def report_errors(function):
-    """Show what a user can mend as one message instead of a traceback."""
-
-    @functools.wraps(function)
-    def wrapper(*args, **kwargs):
-        try:
-            return function(*args, **kwargs)
-        except (ValueError, OSError) as error:
-            raise click.ClickException(str(error)) from error
-
-    return wrapper
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(__version__, prog_name="diffusers-sde")
 def main() -> None:
     """Score-based generative modelling through SDEs, on diffusers."""
+
+
+for command in (inpaint, colorize, class_conditional, restore, edit):
+    main.add_command(command)
 
 
 @main.command()
@@ -42,7 +31,7 @@ def main() -> None:
 @click.option("--probability-flow/--no-probability-flow", default=None, help="Follow the ODE; overrides likewise.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Image i is a function of the seed and i alone.")
 @click.option("--device", default=None, help="For instance cpu or cuda.  [default: a GPU if there is one]")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", help="Precision of the network.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Precision of the network.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="samples", help="Folder to write.")
 @click.option("--grid/--no-grid", default=True, help="Whether to write all images as one picture, too.")
 @click.option("--overwrite", is_flag=True, help="Replace what another run wrote into the folder.")
@@ -72,7 +61,7 @@ def sample(
     pipeline = load_pipeline(
         model,
         device=device,
-        dtype=_DTYPES[dtype],
+        dtype=DTYPES[dtype],
         predictor=predictor,
         corrector=corrector,
         snr=snr,
@@ -158,7 +147,7 @@ def convert(
 @click.option("--max-nfe", type=click.IntRange(min=1), default=10_000, help="Most evaluations per image.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes noise and probes of image i with i alone.")
 @click.option("--device", default=None, help="For instance cpu or cuda.  [default: a GPU if there is one]")
-@click.option("--dtype", type=click.Choice(list(_DTYPES)), default="float32", help="Precision of the network.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Precision of the network.")
 @click.option("--overwrite", is_flag=True, help="Replace rows of other settings.")
 @report_errors
 def likelihood(model, output, device, dtype, overwrite, **options) -> None:
@@ -169,7 +158,7 @@ def likelihood(model, output, device, dtype, overwrite, **options) -> None:
     """
     from .evaluation.command import run_likelihood
 
-    run_likelihood(model, output, device, _DTYPES[dtype], overwrite, options)
+    run_likelihood(model, output, device, DTYPES[dtype], overwrite, options)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,13 @@
-"""The model that comes with the package."""
+"""The models that come with the package; the README.md of each folder is its model card."""
 
 from pathlib import Path
 
 
 def embedded_model_path() -> Path:
-    """Folder of the embedded model, in the layout of `save_pretrained`; its README.md is the model card."""
+    """Folder of the embedded model, a pipeline in the layout of `save_pretrained`."""
     return Path(__file__).parent / "ncsnpp-ve-fashion-mnist"
+
+
+def embedded_classifier_path() -> Path:
+    """Folder of the noise-conditional classifier of the embedded model's images."""
+    return Path(__file__).parent / "classifier-fashion-mnist"

@@ -2,6 +2,11 @@
 
 from .output import ScoreSdePipelineOutput
 from .pipeline_score_sde import ScoreSdePipeline
+from .pipeline_score_sde_class_conditional import ScoreSdeClassConditionalPipeline
+from .pipeline_score_sde_colorization import ScoreSdeColorizationPipeline
+from .pipeline_score_sde_edit import ScoreSdeCodeOutput, ScoreSdeEditPipeline
+from .pipeline_score_sde_inpaint import ScoreSdeInpaintPipeline
+from .pipeline_score_sde_inverse_problem import ScoreSdeInverseProblemPipeline
 from .pipeline_score_sde_likelihood import (
     ScoreSdeElboOutput,
     ScoreSdeLikelihoodPipeline,
@@ -10,8 +15,14 @@ from .pipeline_score_sde_likelihood import (
 from .pipeline_score_sde_ode import ScoreSdeEncodeOutput, ScoreSdeOdePipeline, ScoreSdeOdePipelineOutput
 
 __all__ = [
+    "ScoreSdeClassConditionalPipeline",
+    "ScoreSdeCodeOutput",
+    "ScoreSdeColorizationPipeline",
+    "ScoreSdeEditPipeline",
     "ScoreSdeElboOutput",
     "ScoreSdeEncodeOutput",
+    "ScoreSdeInpaintPipeline",
+    "ScoreSdeInverseProblemPipeline",
     "ScoreSdeLikelihoodPipeline",
     "ScoreSdeLikelihoodPipelineOutput",
     "ScoreSdeOdePipeline",

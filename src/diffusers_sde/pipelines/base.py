@@ -28,6 +28,7 @@ from ..schedulers import (
     ScoreSdeVpScheduler,
     from_diffusers_scheduler,
 )
+from .padding import size_factor
 from .repository import finish_repository
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
@@ -141,17 +142,23 @@ class ScoreSdePipelineBase(DiffusionPipeline):
                 "score has as many as the image. Use a network without learned variances or conditioning channels."
             )
 
-    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+    def _requested_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size asked for, by default the network's."""
         size = self.unet.config.sample_size
         default_height, default_width = (size, size) if size is None or isinstance(size, int) else size
         height = default_height if height is None else height
         width = default_width if width is None else width
         if height is None or width is None:
             raise ValueError("the network's config has no `sample_size`; give `height` and `width`.")
-        factor = getattr(self.unet, "downsample_factor", None)
-        if factor is None:  # UNet2DModel: one halving per level but the last
-            factor = 2 ** (len(self.unet.config.block_out_channels) - 1)
-        if height < factor or width < factor or height % factor or width % factor:
+        self._check_count("height", height)
+        self._check_count("width", width)
+        return height, width
+
+    def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
+        """The size asked for, which the network's strides must divide."""
+        height, width = self._requested_size(height, width)
+        factor = size_factor(self.unet)
+        if height % factor or width % factor:
             raise ValueError(
                 f"height and width are {height} x {width}; this network takes positive multiples of {factor}."
             )

@@ -27,7 +27,10 @@ class Condition:
         return score_fn(x)
 
     def project(self, x: torch.Tensor, t: torch.Tensor, generator: Generators) -> torch.Tensor:
-        """The state after a corrector or predictor step that began at time t, brought in line with the condition."""
+        """The state after a corrector or predictor step at time t, brought in line with the condition.
+
+        Without a corrector it is called before the predictor's step all the same.
+        """
         return x
 
     def finish(self, x: torch.Tensor) -> torch.Tensor:
@@ -77,6 +80,8 @@ def sample_predictor_corrector(
         t = scheduler.times[i]
         for _ in range(scheduler.num_correct_steps):
             x = scheduler.step_correct(network_output(x, i), x, generator, return_dict=False)[0]
+            x = condition.project(x, t, generator)
+        if not scheduler.num_correct_steps:  # as the official sampler does after a corrector that changes nothing
             x = condition.project(x, t, generator)
         output = network_output(x, i) if scheduler.predictor.needs_score else None
         x = scheduler.step_pred(output, timestep, x, generator, return_dict=False)[0]

@@ -26,8 +26,9 @@ class ScoreSdeSchedulerOutput(BaseOutput):
 class ScoreSdeSchedulerBase:
     """Common part of the schedulers; concrete classes add diffusers' mixins, the config and the SDE.
 
-    `times` are the `timesteps` as float64 on the host. The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
-    as there are steps; what a predictor's discretisation sees are the times of `Predictor.times`.
+    The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
+    as there are steps; `times` are the same as float64 on the host. What a predictor's discretisation sees are the
+    times of `Predictor.times`.
     """
 
     order = 1

@@ -2,6 +2,8 @@
 
 from ..schedulers import network_score
 from .checkpoints import find_checkpoint, list_checkpoints
+from .classifier import ClassifierTrainer, train_classifier
+from .classifier_options import parse_classifier_args
 from .components import build_network, build_scheduler
 from .data import ImagesInMemory, ImagesOnTheFly, iterate_batches, load_images, open_source, to_data_range
 from .images import ImageFormat
@@ -11,6 +13,7 @@ from .options import build_parser, parse_args
 from .randomness import ShuffledOrder, StepNoise, derive_seed
 
 __all__ = [
+    "ClassifierTrainer",
     "ImageFormat",
     "ImagesInMemory",
     "ImagesOnTheFly",
@@ -29,6 +32,8 @@ __all__ = [
     "network_score",
     "open_source",
     "parse_args",
+    "parse_classifier_args",
     "to_data_range",
     "train",
+    "train_classifier",
 ]

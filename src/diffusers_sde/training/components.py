@@ -111,7 +111,7 @@ def _network_class(name: str) -> type:
 
 def _check_network(network: torch.nn.Module, args: argparse.Namespace) -> None:
     config = network.config
-    if config.in_channels != config.out_channels:
+    if config.in_channels != config.get("out_channels", config.in_channels):  # a classifier has none
         raise ValueError(
             f"the network has in_channels = {config.in_channels} and out_channels = {config.out_channels}; a score "
             "has the channels of its image, so make them equal."

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 _RESUME_KEYS = (
     "sde sigma_min sigma_max beta_min beta_max training_eps loss_reduction random_flip resolution channels pad "
     "center_crop train_batch_size gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps seed "
-    "mixed_precision num_processes num_images"
+    "mixed_precision num_processes num_images label_column"
 ).split()
 
 
@@ -156,8 +156,8 @@ class Trainer:
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(self.network, optimizer, self.lr_scheduler)
         self.ema.to(accelerator.device)
         checkpoints.register_hooks(accelerator, self.ema)
-        forward = torch.compile(self.model) if args.torch_compile else self.model
-        self.score_fn = network_score(self.scheduler, forward)
+        self.forward = torch.compile(self.model) if args.torch_compile else self.model
+        self.score_fn = network_score(self.scheduler, self.forward)
 
     def _arguments(self) -> dict:
         """The options without secrets, and what else fixes the order of the data."""
@@ -244,9 +244,7 @@ class Trainer:
         for micro_step in range(self.step * accumulation, (self.step + 1) * accumulation):
             x_0, draw = self._batch(next(batches), micro_step)
             with accelerator.accumulate(self.model):
-                loss = denoising_score_matching_loss(
-                    self.scheduler.sde, self.score_fn, x_0, draw.t, draw.noise, reduction=self.args.loss_reduction
-                ).mean()
+                loss = self._loss(x_0, draw, micro_step)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
@@ -257,6 +255,12 @@ class Trainer:
             self.lr_scheduler.step()
         self.ema.step(self.network.parameters())
         return total / accumulation, norm
+
+    def _loss(self, x_0: torch.Tensor, draw: StepNoise, micro_step: int) -> torch.Tensor:
+        """Mean loss of one pass."""
+        return denoising_score_matching_loss(
+            self.scheduler.sde, self.score_fn, x_0, draw.t, draw.noise, reduction=self.args.loss_reduction
+        ).mean()
 
     def _batch(self, images: torch.Tensor, micro_step: int) -> tuple[torch.Tensor, StepNoise]:
         """Network input and random numbers of one pass, on the device."""
@@ -304,21 +308,25 @@ class Trainer:
         if self.saved_step != self.step:
             self._save()
         if self.accelerator.is_main_process:
-            self._save_pipeline()
+            self._save_result()
         self.accelerator.wait_for_everyone()
         if self.args.save_images_steps and not self.stop.terminated:
             self._sample()
         if self.repository is not None:
             hub.upload(self.args, self.repository, self.step)
 
-    def _save_pipeline(self) -> None:
-        """Write the pipeline with averaged weights to the output folder, each part complete or as before."""
+    def _result(self, network: torch.nn.Module):
+        """What the run is for, with `save_pretrained`: the pipeline of the network with averaged weights."""
         from ..pipelines import ScoreSdePipeline
 
-        partial = self.output_dir / ".partial-pipeline"
+        return ScoreSdePipeline(unet=network, scheduler=self.scheduler)
+
+    def _save_result(self) -> None:
+        """Write the result to the output folder, each part complete or as before."""
+        partial = self.output_dir / ".partial-result"
         shutil.rmtree(partial, ignore_errors=True)
         with averaged_weights(self.network, self.ema) as network:
-            ScoreSdePipeline(unet=network, scheduler=self.scheduler).save_pretrained(partial)
+            self._result(network).save_pretrained(partial)
         for entry in sorted(partial.iterdir()):
             if entry.is_dir():
                 checkpoints.replace_folder(entry, self.output_dir / entry.name)

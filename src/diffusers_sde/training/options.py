@@ -90,7 +90,7 @@ def _check_ranges(args: argparse.Namespace) -> None:
             raise ValueError(f"--{name} is {value}; it is a time and must lie between 0 and 1 (usual: 1e-5 to 1e-3).")
 
 
-class _HelpFormatter(argparse.HelpFormatter):
+class DefaultsHelpFormatter(argparse.HelpFormatter):
     """Shows the default of every flag that has one."""
 
     def _get_help_string(self, action):
@@ -104,14 +104,15 @@ def build_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="train_sde.py",
         description="Train a score network by denoising score matching. Run with: accelerate launch train_sde.py ...",
-        formatter_class=_HelpFormatter,
+        formatter_class=DefaultsHelpFormatter,
     )
-    for add in (_add_data, _add_model, _add_optimisation, _add_run, _add_samples, _add_hub):
+    for add in (add_data_flags, _add_model, add_optimisation_flags, add_run_flags, _add_samples, add_hub_flags):
         add(parser)
     return parser
 
 
-def _add_data(parser: argparse.ArgumentParser) -> None:
+def add_data_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the data."""
     group = parser.add_argument_group("data (exactly one of --dataset_name and --train_data_dir)")
     group.add_argument("--dataset_name", help="data set on the Hub (or any name that datasets.load_dataset takes)")
     group.add_argument("--dataset_config_name", help="configuration of that data set, if it has several")
@@ -173,7 +174,8 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _add_optimisation(parser: argparse.ArgumentParser) -> None:
+def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the optimiser."""
     group = parser.add_argument_group("optimisation")
     group.add_argument("--train_batch_size", type=int, default=16, help="images per process and forward pass")
     group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="forward passes per step")
@@ -203,7 +205,8 @@ def _add_optimisation(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--seed", type=int, default=0, help="fixes weights, data order and noise; not negative")
 
 
-def _add_run(parser: argparse.ArgumentParser) -> None:
+def add_run_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the run: output, checkpoints, logs."""
     group = parser.add_argument_group("run")
     group.add_argument(
         "--output_dir", default="sde-model", help="gets the final pipeline, checkpoint-N/, samples/ and logs/"
@@ -235,7 +238,8 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--num_inference_steps", type=int, default=1000, help="sampling steps per grid")
 
 
-def _add_hub(parser: argparse.ArgumentParser) -> None:
+def add_hub_flags(parser: argparse.ArgumentParser) -> None:
+    """Flags of the Hub."""
     group = parser.add_argument_group("Hub")
     group.add_argument("--push_to_hub", action="store_true", help="upload --output_dir, less checkpoints, at the end")
     group.add_argument("--hub_model_id", help="repository; default: the name of --output_dir, in your own space")
