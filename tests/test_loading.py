@@ -23,6 +23,7 @@ from diffusers_sde import (
     ScoreSdeVpScheduler,
 )
 from diffusers_sde.registration import register
+from diffusers_sde.sde.operators import GreyAxis
 from tests.tiny import legacy_unet, tiny_network
 
 SCHEDULERS = (ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler)
@@ -383,6 +384,37 @@ def test_a_name_that_diffusers_owns_is_refused():
 # ---------------------------------------------------------------------------------------------------------------------
 # Other pipelines of the same components, other precisions
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def conditional_calls():
+    """A call of each conditional pipeline on 8 x 8 colour images."""
+    generator = torch.Generator().manual_seed(0)
+    options = {"num_inference_steps": 3, "generator": generator, "output_type": "latent"}
+    grey, colour = torch.full((1, 1, 8, 8), 0.5), torch.full((1, 3, 8, 8), 0.5)
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[..., :4] = 1
+    return {
+        diffusers_sde.ScoreSdeInpaintPipeline: lambda pipe: pipe(colour, mask, **options),
+        diffusers_sde.ScoreSdeColorizationPipeline: lambda pipe: pipe(grey, **options),
+        diffusers_sde.ScoreSdeInverseProblemPipeline: lambda pipe: pipe(grey, GreyAxis(3), **options),
+        diffusers_sde.ScoreSdeEditPipeline: lambda pipe: pipe(colour, **options),
+    }
+
+
+@pytest.mark.parametrize("name", ["Inpaint", "Colorization", "InverseProblem", "Edit"])
+def test_conditional_pipelines_are_saved_loaded_and_share_the_network(tmp_path, pipe, name):
+    cls = getattr(diffusers_sde, f"ScoreSde{name}Pipeline")
+    conditional = cls.from_pipe(pipe)
+    assert conditional.unet is pipe.unet
+    conditional.save_pretrained(tmp_path)
+    loaded = DiffusionPipeline.from_pretrained(tmp_path)
+    assert type(loaded) is cls
+    call = conditional_calls()[cls]
+    for one in (conditional, loaded):
+        one.set_progress_bar_config(disable=True)
+    first, second = call(conditional).images, conditional_calls()[cls](loaded).images
+    assert torch.equal(first, second)
+    assert ScoreSdePipeline.from_pipe(loaded).unet is loaded.unet
 
 
 def test_from_pipe_keeps_the_components(pipe):

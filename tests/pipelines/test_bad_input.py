@@ -43,7 +43,7 @@ def generators(number):
         ({"latents": torch.zeros(3, 8, 8)}, r"`latents` has shape \(3, 8, 8\)"),
         ({"height": 9}, r"height and width are 9 x 8; this network takes positive multiples of 2"),
         ({"width": 7}, r"height and width are 8 x 7; this network takes"),
-        ({"height": 0}, r"height and width are 0 x 8; this network takes"),
+        ({"height": 0}, r"`height` is 0; it must be an integer of at least 1"),
         ({"width": -8}, r"height and width are 8 x -8; this network takes"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]; allowed are \['latents'\]"),
     ],
