@@ -66,3 +66,38 @@ def test_the_score_is_that_of_noised_images(pipeline, images):
         score = pipeline.unet(clean + sigma * noise, sigma).sample
     denoised = clean + sigma * noise + sigma**2 * score
     assert (denoised - clean).square().mean().sqrt() < 0.6 * sigma
+
+
+def test_the_classifier_is_small_and_sure_of_clean_garments(images):
+    classifier = diffusers_sde.NoiseConditionalClassifier.from_pretrained(diffusers_sde.embedded_classifier_path())
+    assert classifier.config.num_classes == 10
+    x = torch.from_numpy(images)[:, None]
+    with torch.no_grad():
+        clean, noisy = (classifier(x, sigma).logits.softmax(dim=1).amax(dim=1) for sigma in (0.01, 15.0))
+    assert clean.mean() > 0.6
+    assert noisy.mean() < 0.5  # told that all is noise, it does not know
+
+
+def test_the_colour_model_removes_noise_and_colours_grey_images():
+    pipeline = DiffusionPipeline.from_pretrained(diffusers_sde.embedded_colour_model_path())
+    assert type(pipeline.scheduler) is diffusers_sde.ScoreSdeVpScheduler
+    assert pipeline.unet.dtype is torch.float32  # stored in float16
+    row = torch.linspace(-1, 1, 32)
+    clean = torch.stack([row.expand(32, 32), row[:, None].expand(32, 32), 0.3 * row.expand(32, 32)])[None]
+    t = torch.tensor(0.2, dtype=torch.float64)
+    noise = torch.randn(clean.shape, generator=torch.Generator().manual_seed(1))
+    alpha, sigma = float(pipeline.scheduler.sde.alpha(t)), float(pipeline.scheduler.sde.sigma(t))
+    x = alpha * clean + sigma * noise
+    with torch.no_grad():
+        epsilon = pipeline.unet(x, pipeline.scheduler.model_timestep(t).float()).sample
+    left = (x - sigma * epsilon) / alpha - clean
+    assert left.square().mean().sqrt() < 0.5 * sigma / alpha
+
+    colorize = diffusers_sde.ScoreSdeColorizationPipeline.from_pipe(pipeline)
+    colorize.set_progress_bar_config(disable=True)
+    grey = (0.5 + 0.4 * clean[:, :1]).expand(2, -1, -1, -1)
+    generator = torch.Generator().manual_seed(0)
+    coloured = colorize(grey, num_inference_steps=30, generator=generator, output_type="pt").images
+    assert (coloured.mean(dim=1, keepdim=True) - grey).abs().max() < 1e-5
+    assert (coloured[0] - coloured[1]).abs().mean() > 0.01  # two draws
+    assert 0.02 < coloured.std(dim=1).mean() < 0.4  # colour

@@ -13,7 +13,7 @@ __version__ = "0.1.0.dev0"
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
-from .assets import embedded_classifier_path, embedded_model_path
+from .assets import embedded_classifier_path, embedded_colour_model_path, embedded_model_path
 from .models import DDPMModel, NCSNModel, NCSNppModel, NCSNv2Model, NoiseConditionalClassifier
 from .pipelines import (
     ScoreSdeClassConditionalPipeline,
@@ -84,6 +84,7 @@ __all__ = [
     "ScoreSdeVeScheduler",
     "ScoreSdeVpScheduler",
     "embedded_classifier_path",
+    "embedded_colour_model_path",
     "embedded_model_path",
     "from_diffusers_scheduler",
 ]

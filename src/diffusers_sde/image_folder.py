@@ -57,9 +57,13 @@ def load(
 
 def pipeline_settings(pipeline: DiffusionPipeline) -> dict:
     """What of a pipeline fixes its images, as JSON takes it."""
-    model = pipeline.config.get("_name_or_path") or ""
+    name, embedded = pipeline.config.get("_name_or_path") or "", embedded_model_path()
+    if Path(name) == embedded:
+        name = "embedded"
+    elif Path(name).parent == embedded.parent:
+        name = f"embedded {Path(name).name}"
     return {
-        "model": "embedded" if Path(model) == embedded_model_path() else model,
+        "model": name,
         "dtype": str(pipeline.unet.dtype).removeprefix("torch."),
         "scheduler": {
             name: value for name, value in pipeline.scheduler.config.items() if name != "_diffusers_version"

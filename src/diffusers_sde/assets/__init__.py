@@ -11,3 +11,8 @@ def embedded_model_path() -> Path:
 def embedded_classifier_path() -> Path:
     """Folder of the noise-conditional classifier of the embedded model's images."""
     return Path(__file__).parent / "classifier-fashion-mnist"
+
+
+def embedded_colour_model_path() -> Path:
+    """Folder of a small model of colour images, for colorization above all; a pipeline likewise."""
+    return Path(__file__).parent / "ddpmpp-vp-cifar10"

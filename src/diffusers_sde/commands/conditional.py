@@ -60,7 +60,9 @@ def inpaint(mask, hide, **options) -> None:
 @output_options
 @report_errors
 def colorize(**options) -> None:
-    """Colour IMAGES, grey ones or the mean over the channels of colour ones. The model must be one of colour images.
+    """Colour IMAGES, grey ones or the mean over the channels of colour ones.
+
+    The default model is the embedded one of CIFAR-10.
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """

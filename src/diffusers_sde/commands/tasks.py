@@ -45,7 +45,10 @@ def run_inpaint(mask: Path | None, hide: str | None, guidance: dict, options: di
 
 def run_colorize(guidance: dict, options: dict) -> None:
     """Colour images anew, or grey ones."""
-    pipeline = _load(ScoreSdeColorizationPipeline, options)
+    from ..assets import embedded_colour_model_path
+
+    model = embedded_colour_model_path() if options["model"] is None else options["model"]
+    pipeline = _load(ScoreSdeColorizationPipeline, {**options, "model": model})
     inputs, names = read_inputs(pipeline, options)
     grey = (inputs.float() / 255).mean(dim=1, keepdim=True)
 
