@@ -44,7 +44,7 @@ def generators(number):
         ({"height": 9}, r"height and width are 9 x 8; this network takes positive multiples of 2"),
         ({"width": 7}, r"height and width are 8 x 7; this network takes"),
         ({"height": 0}, r"`height` is 0; it must be an integer of at least 1"),
-        ({"width": -8}, r"height and width are 8 x -8; this network takes"),
+        ({"width": -8}, r"`width` is -8; it must be an integer of at least 1"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, r"\['noise'\]; allowed are \['latents'\]"),
     ],
 )
