@@ -4,7 +4,6 @@ Each reads its inputs, writes one result per input and sample into an `ImageFold
 row per input: what was given first, the results after it. Result i belongs to input i // num_samples.
 """
 
-import hashlib
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +62,7 @@ def run_class_conditional(
     labels: list[int], classifier: Path | None, guidance_scale: float, num_images: int, options: dict
 ) -> None:
     """Draw images of classes."""
+    from ..evaluation.likelihood import fingerprint
     from ..models import NoiseConditionalClassifier
     from ..pipelines.pipeline_score_sde_class_conditional import ScoreSdeClassConditionalPipeline
 
@@ -78,7 +78,7 @@ def run_class_conditional(
     def draw(rows: list[int], **call) -> list[Image.Image]:
         return pipeline([labels[row] for row in rows], guidance_scale=guidance_scale, **call).images
 
-    settings = {"labels": labels, "guidance_scale": guidance_scale, "classifier": _weights_digest(pipeline.classifier)}
+    settings = {"labels": labels, "guidance_scale": guidance_scale, "classifier": fingerprint(pipeline.classifier)}
     write_results(pipeline, draw, [], settings, {**options, "num_samples": num_images}, num_rows=len(labels))
 
 
@@ -215,11 +215,3 @@ def gaussian_kernel(std: float, max_side: int) -> torch.Tensor:
 def _load(pipeline_class, options: dict, components: dict | None = None):
     chosen = {name: options.get(name) for name in ("model", "device", "predictor", "corrector", "snr")}
     return load(pipeline_class, components=components, dtype=DTYPES[options["dtype"]], **chosen)
-
-
-def _weights_digest(network: torch.nn.Module) -> str:
-    """Hash of all parameters and buffers."""
-    total = hashlib.sha256()
-    for name, value in network.state_dict().items():
-        total.update(name.encode() + value.float().cpu().numpy().tobytes())
-    return total.hexdigest()
