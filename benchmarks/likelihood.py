@@ -109,10 +109,8 @@ def compare(title, sde, score_fn, x_0, t_start, repeats) -> float:
     for name in METHODS:
         error = (values[name].double() - reference).abs() / scale
         median = statistics.median(times[name])
-        print(
-            f"{name:14}{evaluations[name]:12.0f}{error.mean():17.1e}{error.max():9.1e}{median:9.2f}{slowest / median:10.1f}",
-            flush=True,
-        )
+        row = f"{name:14}{evaluations[name]:12.0f}{error.mean():17.1e}{error.max():9.1e}"
+        print(f"{row}{median:9.2f}{slowest / median:10.1f}", flush=True)
     return slowest / statistics.median(times["ours, adams"])
 
 
