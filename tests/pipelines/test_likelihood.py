@@ -310,7 +310,8 @@ def test_official_algorithm_over_our_functions(name, tmp_path):
     nats = sde.prior_log_prob(latents) + torch.from_numpy(end.y[x_0.numel() :, -1])
     bits = -nats / (dims * LOG2) + (7 if pipe._centered else 8)
     assert float((bits - recorded["bpd"]).abs().max()) < 1e-3
-    assert end.nfev == pytest.approx(int(recorded["nfe"][1]), rel=0.03)
+    # The network is rough, so rounding decides on single steps: 3.4 % more evaluations on another processor.
+    assert end.nfev == pytest.approx(int(recorded["nfe"][1]), rel=0.06)
 
     image = x_0 / 2 + 0.5 if pipe._centered else x_0
     settings = {"solver": "dopri5", "rtol": 1e-5, "atol": 1e-5, "sampling_eps": start, "bin_width": 1 / 256}
