@@ -272,6 +272,7 @@ def test_files_that_do_not_fit(models, files, tmp_path):
         ("edit", ("--method", "code", "--confidence", -1), "`confidence` is -1.0", 1),
         ("edit", ("--interpolate", "odd"), "the images have sizes [(7, 9), (8, 8)]", 1),
         ("edit", ("--interpolate",), "goes from one image to another; 1 given, not 2", 2),
+        ("edit", ("--interpolate", "--strength", "0.3"), "--strength has no meaning with --interpolate", 2),
     ],
 )
 def test_bad_options(models, files, tmp_path, command, options, words, code):

@@ -125,6 +125,7 @@ def restore(operator, factor, blur_std, fraction, measured, **options) -> None:
     run_restore(operator, factor, blur_std, fraction, measured, options)
 
 
+_NOT_OF_INTERPOLATE = ("method", "strength", "num_samples", "steps", "predictor", "corrector", "snr", "seed")
 _CODE = {"langevin_steps": "num_langevin_steps", "langevin_snr": "snr", "confidence": "confidence"}
 
 
@@ -143,8 +144,9 @@ _CODE = {"langevin_steps": "num_langevin_steps", "langevin_snr": "snr", "confide
 @sampler_options
 @model_options
 @output_options
+@click.pass_context
 @report_errors
-def edit(method, strength, interpolate, number, **options) -> None:
+def edit(context, method, strength, interpolate, number, **options) -> None:
     """Turn IMAGES, photographs, sketches or damaged ones, into the model's images next to them.
 
     An interrupted run goes on where it stopped when it is started again with the same options.
@@ -155,6 +157,11 @@ def edit(method, strength, interpolate, number, **options) -> None:
     if code and (method != "code" or interpolate):
         raise click.UsageError("--langevin-steps, --langevin-snr and --confidence go with --method code only.")
     if interpolate:
+        source, given = context.get_parameter_source, click.core.ParameterSource.COMMANDLINE
+        ignored = [name for name in _NOT_OF_INTERPOLATE if source(name) is given]
+        if ignored:
+            flags = ", ".join(f"--{name.replace('_', '-')}" for name in ignored)
+            raise click.UsageError(f"{flags} has no meaning with --interpolate, which draws nothing; leave it out.")
         run_interpolate(number, options)
     else:
         run_edit(strength, code if method == "code" else None, options)
