@@ -6,7 +6,7 @@ import click
 
 from . import __version__
 from .commands.conditional import class_conditional, colorize, edit, inpaint, restore
-from .commands.options import DTYPES, report_errors
+from .commands.options import DTYPES, model_options, report_errors
 from .sde import corrector_names, predictor_names
 
 
@@ -21,7 +21,7 @@ for command in (inpaint, colorize, class_conditional, restore, edit):
 
 
 @main.command()
-@click.option("--model", default=None, help="Folder or Hub repository of a pipeline.  [default: the embedded model]")
+@model_options
 @click.option("--num-images", type=click.IntRange(min=1), default=16, help="Number of images.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, help="Images per network evaluation.")
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Predictor steps.  [default: the scheduler's]")
@@ -30,8 +30,6 @@ for command in (inpaint, colorize, class_conditional, restore, edit):
 @click.option("--snr", type=float, default=None, help="Signal-to-noise ratio of the corrector; overrides likewise.")
 @click.option("--probability-flow/--no-probability-flow", default=None, help="Follow the ODE; overrides likewise.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Image i is a function of the seed and i alone.")
-@click.option("--device", default=None, help="For instance cpu or cuda.  [default: a GPU if there is one]")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Precision of the network.")
 @click.option("--output", type=click.Path(file_okay=False, path_type=Path), default="samples", help="Folder to write.")
 @click.option("--grid/--no-grid", default=True, help="Whether to write all images as one picture, too.")
 @click.option("--overwrite", is_flag=True, help="Replace what another run wrote into the folder.")
@@ -126,7 +124,7 @@ def convert(
 
 
 @main.command()
-@click.option("--model", default=None, help="Folder or Hub repository of a pipeline.  [default: the embedded model]")
+@model_options
 @click.option("--data", required=True, help="Name on the Hub, folder of images or parquet files, or a parquet file.")
 @click.option("--data-config", default=None, help="Configuration of the data set on the Hub.")
 @click.option("--split", default="test", help="Split of the data set.")
@@ -146,8 +144,6 @@ def convert(
 @click.option("--atol", type=float, default=None, help="Absolute tolerance.  [default: the solver's]")
 @click.option("--max-nfe", type=click.IntRange(min=1), default=10_000, help="Most evaluations per image.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Fixes noise and probes of image i with i alone.")
-@click.option("--device", default=None, help="For instance cpu or cuda.  [default: a GPU if there is one]")
-@click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Precision of the network.")
 @click.option("--overwrite", is_flag=True, help="Replace rows of other settings.")
 @report_errors
 def likelihood(model, output, device, dtype, overwrite, **options) -> None:
