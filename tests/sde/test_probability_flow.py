@@ -151,7 +151,6 @@ def test_adams_error_estimate_covers_the_error_of_latents(name, std):
 
 def test_adams_is_of_its_order(monkeypatch):
     # Steps of equal length, all accepted: halving them divides the error by 2^(ORDER + 1), but for the start.
-    monkeypatch.setattr(multistep, "ORDER", multistep.ORDER)
     sde = SDES["ve"]
     mixture = GaussianMixture([0.3, 0.7], torch.tensor([[0.0, 0.2], [1.0, 0.5]]), [0.2, 0.3])
     x = mixture.sample(8, seeded(3), dtype=torch.float64)
