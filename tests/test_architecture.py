@@ -22,7 +22,7 @@ ALLOWED = {
     "schedulers": {"sde"},
     "models": set(),
     "pipelines": {"sde", "schedulers", "models"},
-    "training": {"sde", "schedulers", "models", "pipelines", "seeding"},
+    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs"},
     "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training"},
     "conversion": {"models", "schedulers", "configs"},
     "assets": set(),
@@ -36,7 +36,7 @@ ALLOWED = {
 LAZY = {
     "commands": {"assets", "models", "evaluation"},
     "conversion": {"pipelines"},
-    "training": {PACKAGE},
+    "training": {PACKAGE, "conversion"},
     "evaluation": {PACKAGE, "assets"},
 }
 ON_TOP = {PACKAGE, "cli"}  # may import everything

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from diffusers_sde.training import find_checkpoint, list_checkpoints
-from diffusers_sde.training.checkpoints import read_arguments, remove_old, replace_folder
+from diffusers_sde.training.checkpoints import damage, remove_old, replace_folder, set_aside, write_manifest
 from diffusers_sde.training.samples import image_grid
 
 
@@ -10,7 +10,10 @@ from diffusers_sde.training.samples import image_grid
 def run_dir(tmp_path):
     """Checkpoints 2, 4 and 10, and names that only look like one."""
     for name in ("checkpoint-10", "checkpoint-2", "checkpoint-4", ".partial-checkpoint-12", "checkpoint-best"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "unet").mkdir(parents=True)
+        (tmp_path / name / "unet" / "weights").write_bytes(name.encode())
+        (tmp_path / name / "state").write_bytes(b"0123456789")
+        write_manifest(tmp_path / name)
     (tmp_path / "checkpoint-99").write_text("a file")
     return tmp_path
 
@@ -67,8 +70,65 @@ def test_replacing_a_folder(tmp_path):
     assert (tmp_path / "target" / "file").read_text() == "1"
 
 
-def test_arguments_of_a_foreign_checkpoint_are_unknown(run_dir):
-    assert read_arguments(run_dir / "checkpoint-2") == {}
+def cut(folder):
+    (folder / "state").write_bytes(b"012345678")
+
+
+def change(folder):
+    (folder / "unet" / "weights").write_bytes(b"checkpoint-1O")
+
+
+def remove(folder):
+    (folder / "state").unlink()
+
+
+def without_manifest(folder):
+    (folder / "manifest.json").unlink()
+
+
+def manifest_cut(folder):
+    text = (folder / "manifest.json").read_text()
+    (folder / "manifest.json").write_text(text[: len(text) // 2])
+
+
+DAMAGES = [
+    (cut, "state has 9 bytes instead of 10"),
+    (change, "the checksum of unet/weights differs"),
+    (remove, "state is missing"),
+    (without_manifest, "manifest.json is missing"),
+    (manifest_cut, "manifest.json cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("harm", "reason"), DAMAGES)
+def test_a_damaged_latest_checkpoint_is_told_and_the_one_before_is_used(run_dir, caplog, harm, reason):
+    assert damage(run_dir / "checkpoint-10") is None
+    harm(run_dir / "checkpoint-10")
+    assert damage(run_dir / "checkpoint-10") == reason
+    assert find_checkpoint(run_dir, "latest") == run_dir / "checkpoint-4"
+    assert f"checkpoint-10 is damaged: {reason}; the one before it is used instead" in caplog.text
+    assert names(run_dir) == ["checkpoint-2", "checkpoint-4"]
+    assert (run_dir / "damaged-checkpoint-10").is_dir()
+
+
+def test_when_all_are_damaged_there_is_no_latest(run_dir):
+    for path in list_checkpoints(run_dir):
+        cut(path)
+    assert find_checkpoint(run_dir, "latest") is None
+
+
+def test_a_damaged_checkpoint_that_was_named_is_refused(run_dir):
+    cut(run_dir / "checkpoint-4")
+    with pytest.raises(ValueError, match=r"checkpoint-4 is damaged: state has 9 bytes.*holds checkpoint-2, ch"):
+        find_checkpoint(run_dir, "checkpoint-4")
+    assert names(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
+
+
+def test_what_is_set_aside_is_not_listed_nor_removed(run_dir):
+    assert set_aside(run_dir / "checkpoint-4", "abandoned") == run_dir / "abandoned-checkpoint-4"
+    remove_old(run_dir, run_dir / "checkpoint-10", 1)
+    assert names(run_dir) == ["checkpoint-10"]
+    assert (run_dir / "abandoned-checkpoint-4" / "state").is_file()
 
 
 def test_image_grid_places_images_row_by_row():

@@ -19,7 +19,6 @@ from diffusers_sde.training import build_parser, iterate_batches
 from diffusers_sde.training.classifier import (
     NUM_LEVELS,
     ClassifierTrainer,
-    LevelSums,
     accuracy_by_sigma,
     train_classifier,
 )
@@ -86,7 +85,14 @@ def same(one, other):
 def test_the_output_is_the_averaged_classifier(make_args, tmp_path):
     run = tmp_path / "run"
     assert train_classifier(make_args(checkpointing_steps=3, logger="tensorboard")) == 4
-    assert {path.name for path in run.iterdir()} == {"checkpoint-3", "checkpoint-4", "config.json", "logs", WEIGHTS}
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoint-3",
+        "checkpoint-4",
+        "config.json",
+        "history.jsonl",
+        "logs",
+        WEIGHTS,
+    }
     assert same(run, run / "checkpoint-4" / "unet_ema")
     assert not same(run, run / "checkpoint-4" / "unet")
     classifier = NoiseConditionalClassifier.from_pretrained(run)
@@ -148,8 +154,8 @@ def bright(tmp_path):
 
 def run_passes(trainer, count, **options):
     trainer.forward = Reader()
-    batches = iterate_batches(trainer.source, trainer.order, batch_size=trainer.args.train_batch_size, **options)
-    return [trainer._loss(*trainer._batch(next(batches), i), i) for i in range(count)]
+    batches = iterate_batches(trainer.source, batch_size=trainer.args.train_batch_size, **options)
+    return [trainer._loss(*trainer._batch(next(batches), i)) for i in range(count)]
 
 
 def test_labels_go_with_their_images(make_args, bright):
@@ -195,17 +201,6 @@ def test_training_learns_classes(make_args, tmp_path, caplog):
     assert [float(rows[i][3].rstrip(",")) for i in (0, -1)] == [0.01, 50]
     told = [line for line in caplog.messages if line.startswith("step 80, loss and accuracy by sigma: 0.01-0.055: ")]
     assert len(told) == 1 and told[0].count(":") == NUM_LEVELS + 1
-
-
-def test_sums_by_noise_level():
-    sums = LevelSums(torch.device("cpu"))
-    accelerator = type("One", (), {"reduce": staticmethod(lambda x, reduction: x)})
-    t = torch.tensor([0.0, 0.1, 0.5, 1.0])
-    sums.add(t, torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([True, False, True, False]))
-    sums.add(t[3:], torch.tensor([6.0]), torch.tensor([True]))
-    means = sums.means(accelerator)
-    assert (means[0], means[2], means[4]) == ((1.5, 0.5), (3.0, 1.0), (5.0, 0.5))
-    assert all(math.isnan(value) for value in means[1] + sums.means(accelerator)[0])
 
 
 def test_accuracy_by_noise_level():

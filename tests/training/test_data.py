@@ -10,13 +10,12 @@ from diffusers_sde.training import (
     ImageFormat,
     ImagesInMemory,
     ImagesOnTheFly,
-    ShuffledOrder,
     iterate_batches,
     load_images,
     open_source,
     to_data_range,
 )
-from diffusers_sde.training.data import describe, train_parquet_files
+from diffusers_sde.training.data import train_files
 
 GREY = ImageFormat(size=(8, 8), channels=1)
 
@@ -57,7 +56,7 @@ def test_all_shards_of_the_train_split_are_found(tmp_path, write_parquet, load):
 def test_files_of_no_split_are_all_taken_but_held_out_ones_never(tmp_path, write_parquet):
     for name in ("a.parquet", "b.parquet", "test.parquet", "val/c.parquet"):
         write_parquet(tmp_path / name, [picture(0)])
-    assert train_parquet_files(tmp_path) == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
+    assert train_files(tmp_path, "parquet") == [str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet")]
 
 
 def test_a_folder_of_held_out_splits_alone_is_refused(tmp_path, write_parquet, load):
@@ -87,7 +86,7 @@ def test_sources_that_do_not_exist_or_hold_no_images(tmp_path, load):
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ValueError, match=r"it holds \['notes.txt'\]"):
         load(tmp_path)
-    with pytest.raises(ValueError, match=r"notes.txt; allowed are a .parquet file or a folder"):
+    with pytest.raises(ValueError, match=r"notes.txt; allowed are a .parquet or .npz file, or a folder"):
         load(tmp_path / "notes.txt")
     with pytest.raises(ValueError, match="neither of --dataset_name and --train_data_dir"):
         load_images()
@@ -130,19 +129,19 @@ def test_an_empty_data_set_is_refused(tmp_path, write_parquet, load):
 
 
 def first_batches(source, count=4, **options):
-    iterator = iterate_batches(source, ShuffledOrder(len(source), seed=0), batch_size=4, **options)
+    iterator = iterate_batches(source, batch_size=4, **options)
     return torch.stack(list(itertools.islice(iterator, count)))
 
 
-@pytest.mark.parametrize("num_workers", [0, 2])
-def test_on_the_fly_and_in_memory_give_the_same_batches(data_dir, load, num_workers):
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_on_the_fly_and_in_memory_give_the_same_batches(data_dir, load, num_threads):
     dataset = load(data_dir)
     in_memory = open_source(dataset, GREY, show_progress=False)
-    on_the_fly = open_source(dataset, GREY, memory_limit=0, num_workers=num_workers)
+    on_the_fly = open_source(dataset, GREY, memory_limit=0, num_threads=num_threads)
     assert isinstance(in_memory, ImagesInMemory)
     assert isinstance(on_the_fly, ImagesOnTheFly)
-    assert describe(in_memory).startswith("10 images, in memory")
-    assert describe(on_the_fly) == "10 images, decoded on the fly"
+    assert in_memory.describe().startswith("10 images, in memory")
+    assert on_the_fly.describe() == "10 images, decoded on the fly"
     batches = first_batches(in_memory)
     assert batches.dtype == torch.uint8
     assert batches.shape == (4, 4, 1, 8, 8)

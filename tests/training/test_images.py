@@ -82,5 +82,5 @@ def test_images_of_more_than_8_bits_are_refused():
 
 
 def test_impossible_channels_are_refused():
-    with pytest.raises(ValueError, match=r"images of 5 channels .* allowed are 1"):
-        ImageFormat(size=(8, 8), channels=5)
+    with pytest.raises(ValueError, match=r"images of 5 channels .* pictures have 1 \(grey\).* from an npz file"):
+        ImageFormat(size=(8, 8), channels=5).prepare(Image.new("L", (8, 8)))

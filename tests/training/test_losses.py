@@ -14,7 +14,7 @@ import torch
 
 import diffusers_sde.training
 from diffusers_sde import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from diffusers_sde.training import denoising_score_matching_loss, network_score
+from diffusers_sde.training import denoising_score_matching_loss, network_score, sliced_score_matching_loss
 
 SCHEDULERS = {
     "ve": lambda: ScoreSdeVeScheduler(sigma_max=50.0),
@@ -152,6 +152,58 @@ def test_half_precision_network_has_its_score_scaled_in_float32(scheduler):
         scheduler.sde, network_score(scheduler, ExactNetwork(scheduler)), x_0, t, noise
     )
     assert (loss - exact).abs().max() < 0.05
+
+
+def probes_of(noise):
+    return torch.where(torch.rand(noise.shape, generator=torch.Generator().manual_seed(8)) < 0.5, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("c", [0.0, 1.0, 2.0])
+@pytest.mark.parametrize("time", TIMES)
+def test_sliced_loss_of_the_scaled_exact_score_is_the_closed_form(scheduler, time, c):
+    """sigma^2 (c^2 / v - 2 c / v) per dimension: the denoising loss less 1. Its Jacobian is that of a linear score,
+    so that the variance comes from |s|^2 alone."""
+    sde = scheduler.sde
+    x_0, t, noise = draw(time)
+    loss = sliced_score_matching_loss(sde, lambda x, t: c * exact_score(sde, x, t), x_0, t, noise, probes_of(noise))
+    assert loss.dtype == torch.float32
+    spread = expected(sde, time, c) - 1 + 2 * c * sde.sigma(t[:1]).square() / variance(sde, t[:1])
+    assert loss.mean().item() == pytest.approx(expected(sde, time, c) - 1, abs=tolerance(24) * spread.item() + 1e-6)
+    half_sum = sliced_score_matching_loss(
+        sde, lambda x, t: c * exact_score(sde, x, t), x_0, t, noise, probes_of(noise), reduction="sum"
+    )
+    torch.testing.assert_close(half_sum, 12 * loss)
+
+
+def test_sliced_loss_has_the_gradient_of_the_denoising_loss(scheduler):
+    """In expectation, for a score that is not linear: s = w1 tanh(x) + w2 x^3."""
+    sde, (x_0, t, noise) = scheduler.sde, draw(0.3, (6,))
+    weights = torch.tensor([0.4, -0.02], requires_grad=True)
+
+    def score_fn(x, t):
+        return weights[0] * x.tanh() + weights[1] * x**3
+
+    denoising = denoising_score_matching_loss(sde, score_fn, x_0, t, noise)
+    sliced = sliced_score_matching_loss(sde, score_fn, x_0, t, noise, probes_of(noise))
+    one, other = (
+        torch.stack(
+            [torch.autograd.grad(loss[i : i + 400].mean(), weights, retain_graph=True)[0] for i in range(0, 4000, 400)]
+        )
+        for loss in (denoising, sliced)
+    )
+    error = (one - other).std(dim=0) / 10**0.5
+    assert ((one - other).mean(dim=0).abs() < 5 * error).all()
+    assert (one.mean(dim=0).abs() > 10 * error).all()  # the gradients are no noise
+
+
+def test_weights_multiply_the_losses(scheduler):
+    sde, (x_0, t, noise) = scheduler.sde, draw(0.3)
+    weight = torch.rand(SAMPLES, generator=torch.Generator().manual_seed(1))
+    arguments = (sde, lambda x, t: exact_score(sde, x, t), x_0, t, noise)
+    plain, weighted = (denoising_score_matching_loss(*arguments, weight=w) for w in (None, weight))
+    torch.testing.assert_close(weighted, weight * plain)
+    plain, weighted = (sliced_score_matching_loss(*arguments, probes_of(noise), weight=w) for w in (None, weight))
+    torch.testing.assert_close(weighted, weight * plain)
 
 
 def test_unusable_arguments_are_refused(scheduler):

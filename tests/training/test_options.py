@@ -6,6 +6,7 @@ import pytest
 
 import diffusers_sde.training
 from diffusers_sde.training import build_parser, parse_args
+from diffusers_sde.training.components import _SETTINGS
 from diffusers_sde.training.options import check_args
 
 
@@ -19,8 +20,19 @@ def refuse(capsys, *argv):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "neither of --dataset_name and --train_data_dir given; give exactly one"),
-        (["--dataset_name", "a", "--train_data_dir", "b"], "both of --dataset_name and --train_data_dir given"),
+        ([], "none of --data, --dataset_name and --train_data_dir given; give exactly one"),
+        (["--dataset_name", "a", "--train_data_dir", "b"], "--dataset_name and --train_data_dir of --data,"),
+        (["--data", "b", "--set", "model.nf=3"], "--set model.nf=3 changes an official configuration; name one by"),
+        (["--data", "b", "--config", "ve/cifar"], "no official configuration 've/cifar'; the nearest are 've/"),
+        (
+            ["--data", "b", "--config", "ve/cifar10_ncsnpp_continuous", "--set", "model.ff=3"],
+            "--set 'model.ff=3': the configuration has no value of that name; give KEY=VALUE, with a key such as",
+        ),
+        (["--data", "b", "--resolution", "12x"], "argument --resolution: invalid image_size value: '12x'"),
+        (["--data", "b", "--loss", "sliced", "--torch_compile"], "second derivatives, which torch.compile does not"),
+        (["--data", "b", "--loss_weighting", "g2"], "--loss_weighting is 'g2'; allowed are score, likelihood"),
+        (["--data", "b", "--crop_size", "0"], "--crop_size is 0; it must be positive"),
+        (["--data", "b", "--max_grad_norm", "-1"], "--max_grad_norm is -1.0; it must not be negative"),
         (["--train_data_dir", "b", "--sde", "xy"], "--sde is 'xy'; allowed are ve, vp, subvp"),
         (["--train_data_dir", "b", "--mixed_precision", "fp8"], "'fp8'; allowed are no, fp16, bf16"),
         (["--train_data_dir", "b", "--lr_scheduler", "step"], "'step'; allowed are linear, cosine"),
@@ -57,7 +69,7 @@ def test_every_flag_is_used_and_explained():
         for path in Path(diffusers_sde.training.__file__).parent.glob("*.py")
         if path.name != "options.py"
     )
-    by_name = {"sigma_min", "sigma_max", "beta_min", "beta_max", "sampling_eps"}  # read in a loop over their names
+    by_name = set(_SETTINGS) | {"resume_from_checkpoint"}  # read in a loop over their names
     used = set(re.findall(r"args\.(\w+)", source)) | by_name
     assert set(flags) - used == set()
 

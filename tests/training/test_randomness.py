@@ -1,9 +1,16 @@
 import itertools
 
+import pytest
 import torch
 
-from diffusers_sde.training import ShuffledOrder, StepNoise, derive_seed, iterate_batches
-from diffusers_sde.training.data import ImagesInMemory
+from diffusers_sde.training import (
+    ImagesInMemory,
+    PositionNoise,
+    Purpose,
+    ShuffledOrder,
+    derive_seed,
+    iterate_batches,
+)
 from diffusers_sde.training.randomness import crop_fractions
 
 CPU = torch.device("cpu")
@@ -32,8 +39,7 @@ def test_any_piece_of_the_order_is_a_slice_of_the_whole():
 
 def batches(count, **options):
     source = ImagesInMemory(torch.arange(10, dtype=torch.uint8).reshape(10, 1, 1, 1))
-    iterator = iterate_batches(source, ShuffledOrder(10, seed=0), **options)
-    return [batch.flatten().tolist() for batch in itertools.islice(iterator, count)]
+    return [batch.flatten().tolist() for batch in itertools.islice(iterate_batches(source, **options), count)]
 
 
 def test_batches_go_on_where_a_run_stopped_even_within_an_epoch():
@@ -48,27 +54,41 @@ def test_processes_share_the_batches_of_one():
     assert [a + b for a, b in zip(*parts, strict=True)] == one
 
 
-def test_noise_of_a_step_depends_on_its_place_alone():
-    arguments = {"seed": 5, "micro_step": 3, "process_index": 1, "t_min": 1e-3, "device": CPU}
-    first, again = (StepNoise.draw((64, 1, 4, 4), **arguments) for _ in range(2))
-    assert torch.equal(first.noise, again.noise)
-    assert torch.equal(first.t, again.t)
-    assert torch.equal(first.flip, again.flip)
-    for key in ("seed", "micro_step", "process_index"):
-        other = StepNoise.draw((64, 1, 4, 4), **arguments | {key: 9})
-        assert not torch.equal(first.noise, other.noise)
-        assert not torch.equal(first.t, other.t)
+DRAWS = {
+    "uniform": lambda noise: noise.uniform(Purpose.TIME),
+    "normal": lambda noise: noise.normal(Purpose.NOISE, (1, 2, 3)),
+    "signs": lambda noise: noise.signs(Purpose.PROBE, (5,)),
+}
 
 
-def test_distribution_of_the_noise_of_a_step():
-    draw = StepNoise.draw((20000, 1, 2, 2), seed=0, micro_step=0, process_index=0, t_min=0.2, device=CPU)
-    assert 0.2 <= draw.t.min() < 0.201
-    assert 0.999 < draw.t.max() <= 1
-    # Five standard errors: U(0.2, 1) has standard deviation 0.8 / sqrt(12), a coin 0.5.
-    assert abs(draw.t.mean() - 0.6) < 5 * 0.231 / 20000**0.5
-    assert abs(draw.flip.float().mean() - 0.5) < 5 * 0.5 / 20000**0.5
-    assert abs(draw.noise.mean()) < 5 / 80000**0.5
-    assert abs(draw.noise.square().mean() - 1) < 5 * (2 / 80000) ** 0.5
+@pytest.mark.parametrize("draw", DRAWS.values(), ids=DRAWS)
+@pytest.mark.parametrize(("start", "count"), [(0, 16), (3, 4), (7, 2), (8, 8), (13, 27), (39, 1)])
+def test_numbers_depend_on_the_position_alone(draw, start, count):
+    whole = draw(PositionNoise(5, 0, 40, CPU))
+    assert torch.equal(draw(PositionNoise(5, start, count, CPU)), whole[start : start + count])
+
+
+def test_every_seed_purpose_and_position_has_numbers_of_its_own():
+    draws = [
+        PositionNoise(seed, start, 8, CPU).uniform(purpose)
+        for seed, start, purpose in itertools.product((0, 1), (0, 8), Purpose)
+    ]
+    assert len({value for draw in draws for value in draw.tolist()}) == 8 * len(draws)
+
+
+def test_distribution_of_the_numbers():
+    """Five standard errors: U(0, 1) has the deviation 1 / sqrt(12)."""
+    noise, count = PositionNoise(0, 3, 20000, CPU), 20000
+    uniform = noise.uniform(Purpose.TIME)
+    assert (uniform.min() >= 0, uniform.max() < 1) == (True, True)
+    assert abs(uniform.mean() - 0.5) < 5 * 12**-0.5 / count**0.5
+    normal = noise.normal(Purpose.NOISE, (2, 2))
+    assert abs(normal.mean()) < 5 / (4 * count) ** 0.5
+    assert abs(normal.square().mean() - 1) < 5 * (2 / (4 * count)) ** 0.5
+    signs = noise.signs(Purpose.PROBE, (4,))
+    assert set(signs.unique().tolist()) == {-1.0, 1.0}
+    assert abs(signs.mean()) < 5 / (4 * count) ** 0.5
+    assert abs((signs[:, 0] * signs[:, 1]).mean()) < 5 / count**0.5
 
 
 def test_crops_are_drawn_by_position():

@@ -47,6 +47,27 @@ def network_score(scheduler, network: torch.nn.Module) -> ScoreFunction:
     return lambda x, t: _scaled(scheduler.sde, evaluate(x, scheduler.model_timestep(t)), t)
 
 
+def label_times(scheduler) -> torch.Tensor:
+    """Times at which the SDE has the noise levels of the labels of a network on a grid; float64 of shape (N,).
+
+    VP: those of the DDPM chain, increasing; a short chain has more noise at its end than the SDE at t = 1, so that its
+    last times lie beyond 1. VE: the geometric grid from `sigma_max` down to `sigma_min`.
+
+    Raises:
+        ValueError: for sub-VP, of which there is no chain.
+    """
+    config, sde = scheduler.config, scheduler.sde
+    if isinstance(scheduler, ScoreSdeVpScheduler):
+        variance = discrete_vp_sigmas(config.beta_min, config.beta_max, config.num_train_timesteps).square()
+        return sde.time_of_integral_of_beta(-torch.log1p(-variance))
+    if scheduler.output_sigma(torch.ones(())) is None:
+        return torch.linspace(1, 0, config.num_train_timesteps, dtype=torch.float64)
+    raise ValueError(
+        "sub-VP has no chain of noise levels, so its networks are trained on continuous times; leave `continuous` "
+        "true."
+    )
+
+
 def first_time(scheduler) -> float:
     """The smallest time that the scheduler's networks were trained for.
 
@@ -54,23 +75,23 @@ def first_time(scheduler) -> float:
     code, for all others.
     """
     if isinstance(scheduler, ScoreSdeVpScheduler) and not scheduler.config.continuous:
-        return float(_label_times(scheduler)[0])
+        return float(label_times(scheduler)[0])
     return CONTINUOUS_FIRST_TIME
+
+
+def score_from_output(scheduler, output: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """The score at time t of shape (B,) from what the network says there: itself (VE), or epsilon."""
+    if scheduler.output_sigma(torch.ones(())) is None:
+        return output
+    return _scaled(scheduler.sde, output, t)
 
 
 def _scaled(sde, epsilon: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     return -epsilon / expand_to(sde.sigma(t), epsilon)
 
 
-def _label_times(scheduler) -> torch.Tensor:
-    """Times at which the VP SDE has the noise levels of the DDPM chain; float64 of shape (N,), increasing."""
-    config = scheduler.config
-    variance = discrete_vp_sigmas(config.beta_min, config.beta_max, config.num_train_timesteps).square()
-    return scheduler.sde.time_of_log_snr((1 - variance).log() - variance.log())
-
-
 def _discrete_vp_score(scheduler, evaluate) -> ScoreFunction:
-    times = _label_times(scheduler)
+    times = label_times(scheduler)
 
     def score_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         grid, time = times.to(t.device), t.double().contiguous()

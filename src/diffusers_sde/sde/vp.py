@@ -43,11 +43,11 @@ class _LinearBetaSDE(SDE):
     def drift_coefficient(self, t: torch.Tensor) -> torch.Tensor:
         return -0.5 * self.beta(t)
 
-    def _time_of_integral(self, integral: torch.Tensor) -> torch.Tensor:
-        """Inverse of `integral_of_beta`, in the form that does not cancel; clamped to [0, 1]."""
+    def time_of_integral_of_beta(self, integral: torch.Tensor) -> torch.Tensor:
+        """Inverse of `integral_of_beta`, in the form that does not cancel; 0 for values below 0, beyond 1 for large."""
         slope = self.beta_max - self.beta_min
         root = (self.beta_min**2 + 2 * slope * integral).sqrt() + self.beta_min
-        return torch.where(integral > 0, 2 * integral / root, 0.0).clamp(0, 1)
+        return torch.where(integral > 0, 2 * integral / root, 0.0)
 
 
 class VPSDE(_LinearBetaSDE):
@@ -68,7 +68,7 @@ class VPSDE(_LinearBetaSDE):
 
     def time_of_log_snr(self, value: torch.Tensor) -> torch.Tensor:
         # sigma^2 / alpha^2 = exp(int beta) - 1
-        return self._time_of_integral(torch.nn.functional.softplus(-value))
+        return self.time_of_integral_of_beta(torch.nn.functional.softplus(-value)).clamp(max=1)
 
     def discretize(self, t: torch.Tensor, s: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The DDPM chain: b^2 = beta(t) (t - s), a^2 = 1 - b^2. Reference: App. B, Eq. (10).
@@ -111,4 +111,4 @@ class SubVPSDE(_LinearBetaSDE):
 
     def time_of_log_snr(self, value: torch.Tensor) -> torch.Tensor:
         # sigma / alpha = 2 sinh(int beta / 2)
-        return self._time_of_integral(2 * torch.asinh(0.5 * torch.exp(-0.5 * value)))
+        return self.time_of_integral_of_beta(2 * torch.asinh(0.5 * torch.exp(-0.5 * value))).clamp(max=1)

@@ -1,15 +1,20 @@
-"""Checkpoint folders `checkpoint-N` that are complete or absent.
+"""Checkpoint folders `checkpoint-N` that are complete and intact, or not used.
 
-A checkpoint is written beside its place and renamed when it is complete; older ones are removed after that. It holds
-`unet/`, `unet_ema/` (diffusers format), `optimizer.bin`, `scheduler.bin`, `random_states_R.pkl` (accelerate) and
-`training_args.json`.
+A checkpoint is written beside its place, gets a manifest of sizes and checksums, and is renamed when it is on disk;
+older ones are removed after that. It holds `unet/`, `unet_ema/` (diffusers format), `optimizer.bin`, `scheduler.bin`,
+`random_states_R.pkl` (accelerate), `training_args.json` and `manifest.json`.
 """
 
+import hashlib
 import json
+import logging
+import os
 import re
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from safetensors import SafetensorError
 
 from .ema import load_average, read_weights, save_average
 
@@ -17,8 +22,15 @@ if TYPE_CHECKING:
     import accelerate
     from diffusers.training_utils import EMAModel
 
+logger = logging.getLogger(__name__)
+
 LATEST = "latest"
 ARGS_NAME = "training_args.json"
+MANIFEST_NAME = "manifest.json"
+
+
+class CheckpointError(OSError):
+    """A checkpoint could not be written; the ones before it are as they were."""
 
 
 def list_checkpoints(output_dir: str | Path) -> list[Path]:
@@ -38,7 +50,7 @@ def _is_checkpoint(path: Path) -> bool:
 
 
 def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means.
+    """The checkpoint that `--resume_from_checkpoint` means; damaged ones are told and set aside.
 
     Args:
         output_dir: of the run.
@@ -48,19 +60,70 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
         Its path; `None` if the latest was asked for and there is none.
 
     Raises:
-        ValueError: if a checkpoint that was named does not exist; the message lists those that do.
+        ValueError: if a checkpoint that was named does not exist or is damaged; the message lists those that exist.
     """
-    existing = list_checkpoints(output_dir)
     if wanted == LATEST:
-        return existing[-1] if existing else None
+        for path in reversed(list_checkpoints(output_dir)):
+            reason = damage(path)
+            if reason is None:
+                return path
+            logger.warning(f"{path} is damaged: {reason}; the one before it is used instead.")
+            set_aside(path, "damaged")
+        return None
+    existing = list_checkpoints(output_dir)
+    names = ", ".join(path.name for path in existing) or "no checkpoint"
     for path in (Path(wanted), Path(output_dir) / wanted):
         if _is_checkpoint(path):
+            reason = damage(path)
+            if reason is not None:
+                raise ValueError(f"{path} is damaged: {reason}. Resume from another one; {output_dir} holds {names}.")
             return path
-    names = ", ".join(path.name for path in existing) or "no checkpoint"
     raise ValueError(
         f"--resume_from_checkpoint {wanted} is not a checkpoint-N folder; {output_dir} holds {names}. Give the path "
         f"of one, its name, or {LATEST!r}."
     )
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename `checkpoint-N` to `why-checkpoint-N`, which nothing here uses or removes; returns the new path."""
+    target = path.with_name(f"{why}-{path.name}")
+    shutil.rmtree(target, ignore_errors=True)
+    return path.rename(target)
+
+
+def write_manifest(folder: Path) -> None:
+    """List the files of a folder with sizes and checksums, when all of them are on disk."""
+    files = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.name != MANIFEST_NAME):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+        files[path.relative_to(folder).as_posix()] = {"bytes": path.stat().st_size, "sha256": digest}
+    manifest = folder / MANIFEST_NAME
+    with manifest.open("w", encoding="utf-8") as file:
+        file.write(json.dumps({"files": files}, indent=1) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint by its manifest; `None` if it is as it was written."""
+    try:
+        files = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+    except FileNotFoundError:
+        return f"{MANIFEST_NAME} is missing"
+    except (ValueError, KeyError, TypeError):
+        return f"{MANIFEST_NAME} cannot be read"
+    for name, recorded in files.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if path.stat().st_size != recorded["bytes"]:
+            return f"{name} has {path.stat().st_size} bytes instead of {recorded['bytes']}"
+        with path.open("rb") as file:
+            if hashlib.file_digest(file, "sha256").hexdigest() != recorded["sha256"]:
+                return f"the checksum of {name} differs"
+    return None
 
 
 def replace_folder(new: Path, target: Path) -> None:
@@ -87,21 +150,40 @@ def save_checkpoint(
 
     Returns:
         The folder.
+
+    Raises:
+        CheckpointError: if it cannot be written, as on a full disk; nothing is left of it then, and nothing else is
+            touched.
     """
     target = Path(output_dir) / f"checkpoint-{step}"
     partial = target.with_name(f".partial-{target.name}")
-    if accelerator.is_main_process:
+    try:
+        if accelerator.is_main_process:
+            shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(parents=True)
+        accelerator.wait_for_everyone()
+        accelerator.save_state(str(partial))
+        accelerator.wait_for_everyone()
+        if accelerator.is_main_process:
+            (partial / ARGS_NAME).write_text(json.dumps(arguments, indent=2) + "\n")
+            write_manifest(partial)
+            replace_folder(partial, target)
+            remove_old(output_dir, target, limit)
+    except (OSError, RuntimeError, SafetensorError) as error:
         shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(partial))
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        (partial / ARGS_NAME).write_text(json.dumps(arguments, indent=2) + "\n")
-        replace_folder(partial, target)
-        remove_old(output_dir, target, limit)
+        raise CheckpointError(_cannot_write(target, error)) from error
     accelerator.wait_for_everyone()
     return target
+
+
+def _cannot_write(target: Path, error: Exception) -> str:
+    good = [path.name for path in list_checkpoints(target.parent)]
+    free = shutil.disk_usage(target.parent).free / 1e9
+    rest = f"{good[-1]} is intact" if good else "there is no earlier one"
+    return (
+        f"{target} could not be written ({error}); {rest}. The disk has {free:.1f} GB left. Free some space, or lower "
+        f"--checkpoints_total_limit, and go on by --resume_from_checkpoint {LATEST}."
+    )
 
 
 def remove_old(output_dir: str | Path, newest: Path, limit: int | None) -> None:
@@ -144,6 +226,5 @@ def register_hooks(accelerator: "accelerate.Accelerator", ema: "EMAModel") -> No
 
 
 def read_arguments(checkpoint: Path) -> dict:
-    """What `save_checkpoint` got as `arguments`; empty for a checkpoint of another script."""
-    path = checkpoint / ARGS_NAME
-    return json.loads(path.read_text()) if path.is_file() else {}
+    """What `save_checkpoint` got as `arguments`."""
+    return json.loads((checkpoint / ARGS_NAME).read_text())

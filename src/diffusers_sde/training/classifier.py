@@ -21,17 +21,16 @@ import torch.nn.functional as F
 
 from ..models import NoiseConditionalClassifier
 from .components import image_size
-from .data import load_images, local_files, open_source, to_data_range
+from .data import load_images, local_files
 from .ema import averaged_weights
 from .images import ImageFormat
-from .loop import Trainer
+from .loop import NUM_LEVELS, Trainer, where_of
 from .options import check_args
-from .randomness import StepNoise
+from .progress import LevelMeans
+from .randomness import PositionNoise, Purpose
+from .sources import open_source, to_data_range
 
 logger = logging.getLogger(__name__)
-
-NUM_LEVELS = 5
-"""Equal parts of the range of log s for which loss and accuracy are told."""
 
 
 def train_classifier(args: argparse.Namespace) -> int:
@@ -68,14 +67,10 @@ class ClassifierTrainer(Trainer):
             )
         args, num_classes = self.args, self.network.config.num_classes
         source = super()._open_source()
-        self.labels = load_labels(
-            args.label_column,
-            num_classes,
-            dataset_name=args.dataset_name,
-            dataset_config_name=args.dataset_config_name,
-            train_data_dir=args.train_data_dir,
-            cache_dir=args.cache_dir,
-        )
+        if args.streaming:
+            raise ValueError("labels are read as a whole, so --streaming has no meaning here; leave it out.")
+        where = where_of(args)
+        self.labels = load_labels(args.label_column, num_classes, **where)
         self.held_out = None
         if args.validation_data_dir is not None and self.accelerator.is_main_process:
             where = {"train_data_dir": args.validation_data_dir, "cache_dir": args.cache_dir}
@@ -94,30 +89,32 @@ class ClassifierTrainer(Trainer):
     def _prepare(self) -> None:
         super()._prepare()
         self.centered = True  # its images are in [0, 1], whatever the score network's data range
-        self.levels = LevelSums(self.accelerator.device)
+        self.levels = LevelMeans(NUM_LEVELS, 2, self.accelerator.device)
 
-    def _loss(self, x_0: torch.Tensor, draw: StepNoise, micro_step: int) -> torch.Tensor:
-        batch_size, processes = len(x_0), self.accelerator.num_processes
-        first = (micro_step * processes + self.accelerator.process_index) * batch_size
-        labels = self.labels[self.order.indices(first, batch_size)].to(x_0.device)
-        sde = self.scheduler.sde
-        logits = self.forward(sde.perturb(x_0, draw.noise, draw.t), sde.sigma(draw.t)).logits.float()
+    def _loss(self, x_0: torch.Tensor, noise: PositionNoise) -> torch.Tensor:
+        sde, t = self.scheduler.sde, self.times(noise.uniform(Purpose.TIME)).t
+        labels = self.labels[self.source.order.indices(noise.start, noise.count)].to(x_0.device)
+        x_t = sde.perturb(x_0, noise.normal(Purpose.NOISE, x_0.shape[1:]), t)
+        logits = self.forward(self._laid_out(x_t), sde.sigma(t)).logits.float()
         losses = F.cross_entropy(logits, labels, reduction="none")
-        self.levels.add(draw.t, losses.detach(), logits.argmax(dim=1) == labels)
+        self.levels.add(t, losses.detach(), logits.argmax(dim=1) == labels)
         return losses.mean()
 
-    def _log(self) -> None:
-        super()._log()
+    def _level_values(self, means: list[list[float]]) -> dict[str, float]:
         edges = self.scheduler.sde.sigma(torch.linspace(0, 1, NUM_LEVELS + 1)).tolist()
-        means, parts = self.levels.means(self.accelerator), []
+        values, parts = {}, []
         for i, (loss, accuracy) in enumerate(means):
             parts.append(f"{edges[i]:.2g}-{edges[i + 1]:.2g}: {loss:.3f} {accuracy:.3f}")
-            self.accelerator.log({f"loss/level_{i}": loss, f"accuracy/level_{i}": accuracy}, step=self.step)
+            values |= {f"loss/level_{i}": loss, f"accuracy/level_{i}": accuracy}
         if self.accelerator.is_main_process:
             logger.info(f"step {self.step}, loss and accuracy by sigma: {', '.join(parts)}")
+        return values
 
     def _result(self, network: torch.nn.Module) -> torch.nn.Module:
         return network
+
+    def _describe_result(self, folder: Path) -> None:
+        pass
 
     def _finish(self) -> None:
         super()._finish()
@@ -213,25 +210,3 @@ def accuracy_by_sigma(
             sums[i] += torch.stack([F.cross_entropy(logits, targets, reduction="sum"), correct]).cpu()
     means = (sums / len(images)).tolist()
     return [(sigma, loss, accuracy) for sigma, (loss, accuracy) in zip(sigmas.tolist(), means, strict=True)]
-
-
-class LevelSums:
-    """Loss and accuracy over the last interval by noise level, without reading a tensor in between.
-
-    Args:
-        device: of the losses.
-    """
-
-    def __init__(self, device: torch.device):
-        self._sums = torch.zeros(3, NUM_LEVELS, device=device)
-
-    def add(self, t: torch.Tensor, losses: torch.Tensor, correct: torch.Tensor) -> None:
-        """Count samples at times t, shape (B,), of which log sigma is a linear function."""
-        level = (NUM_LEVELS * t).long().clamp(max=NUM_LEVELS - 1)
-        self._sums.index_add_(1, level, torch.stack([torch.ones_like(losses), losses, correct.to(losses)]))
-
-    def means(self, accelerator) -> list[tuple[float, float]]:
-        """Loss and accuracy per level since the last call, NaN without samples; every process must call it."""
-        counts, losses, correct = accelerator.reduce(self._sums, reduction="sum")
-        self._sums = torch.zeros_like(self._sums)
-        return list(zip((losses / counts).tolist(), (correct / counts).tolist(), strict=True))

@@ -45,10 +45,14 @@ def build_classifier_parser() -> argparse.ArgumentParser:
 # What the loop of score networks reads and a classifier has no flag for: no sample grids, and the perturbation of VE,
 # under which all noise levels are met.
 _SCORE_NETWORKS_ONLY = {
+    "config": None,
+    "set": [],
     "sde": "ve",
-    "beta_min": None,
-    "beta_max": None,
-    "sampling_eps": None,
+    **dict.fromkeys(("beta_min", "beta_max", "num_train_timesteps", "continuous", "sampling_eps")),
+    **dict.fromkeys(("predictor", "corrector", "snr", "correct_steps")),
+    "loss": "denoising",
+    "loss_weighting": "score",
+    "time_sampling": "uniform",
     "loss_reduction": "mean",
     "save_images_steps": 0,
     "eval_batch_size": 1,

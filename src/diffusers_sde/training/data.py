@@ -1,23 +1,15 @@
-"""Data sets of images as batches of 8-bit tensors.
+"""Finding the images of a data set: by name on the Hub, or as local pictures, parquet, arrow or npz files."""
 
-`load_images` finds the images (Hub name, imagefolder, parquet), `open_source` decodes them once into memory when they
-fit, else on the fly; `iterate_batches` walks the shuffled order from any position. Batches are uint8 until they are on
-the device.
-"""
-
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
-
-from .images import ImageFormat
-from .randomness import ShuffledOrder, crop_fractions
+from PIL import Image
 
 if TYPE_CHECKING:
     import datasets
 
+_SAVED_TO_DISK = "saved_to_disk"
 _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
 
 
@@ -28,15 +20,17 @@ def load_images(
     train_data_dir: str | None = None,
     image_column: str | None = None,
     cache_dir: str | None = None,
-) -> "datasets.Dataset":
+    streaming: bool = False,
+) -> "datasets.Dataset | datasets.IterableDataset | ArrayImages":
     """Open the `train` split of a data set and keep its image column alone, renamed to "image".
 
     Args:
         dataset_name: name on the Hub, or whatever else `datasets.load_dataset` takes.
         dataset_config_name: its configuration, if it has several.
-        train_data_dir: a folder of images, a folder of parquet files, or one parquet file.
-        image_column: name of the column; by default the first that holds images.
+        train_data_dir: a folder of images, of parquet or of arrow files, one parquet file, or one npz file.
+        image_column: name of the column (npz: of the array); by default the first that holds images.
         cache_dir: where `datasets` keeps its files.
+        streaming: whether to read the data set as it comes.
 
     Raises:
         ValueError: unless exactly one source is given; if the path or the column does not exist, or no column holds
@@ -47,24 +41,103 @@ def load_images(
     if (dataset_name is None) == (train_data_dir is None):
         seen = "neither" if dataset_name is None else "both"
         raise ValueError(f"{seen} of --dataset_name and --train_data_dir given; give exactly one of the two.")
+    where = dataset_name or train_data_dir
+    if train_data_dir is not None and Path(train_data_dir).suffix == ".npz":
+        return load_npz(Path(train_data_dir), image_column)
     if dataset_name is not None:
         source = {"path": dataset_name, "name": dataset_config_name}
     else:
         source = local_files(Path(train_data_dir))
     try:
-        dataset = datasets.load_dataset(**source, split="train", cache_dir=cache_dir)
+        dataset = _open(source, cache_dir, streaming)
     except (datasets.exceptions.DatasetsError, ValueError) as error:
         raise ValueError(
-            f"the train split of {dataset_name or train_data_dir} cannot be read: {error} Give another data set, or "
-            "look up its configurations and splits."
+            f"the train split of {where} cannot be read: {error} Give another data set, or look up its configurations "
+            "and splits."
         ) from error
-    if len(dataset) == 0:
-        raise ValueError(f"the train split of {dataset_name or train_data_dir} is empty; give one with images.")
-    column = find_image_column(dataset.features, image_column)
+    if not streaming and len(dataset) == 0:
+        raise ValueError(f"the train split of {where} is empty; give one with images.")
+    column = find_image_column(_features(dataset, where), image_column)
     dataset = dataset.select_columns([column])
     if column != "image":
         dataset = dataset.rename_column(column, "image")
     return dataset.cast_column("image", datasets.Image())
+
+
+def _open(source: dict, cache_dir: str | None, streaming: bool):
+    import datasets
+
+    if source["path"] != _SAVED_TO_DISK:
+        return datasets.load_dataset(**source, split="train", cache_dir=cache_dir, streaming=streaming)
+    dataset = datasets.load_from_disk(source["data_dir"])
+    if isinstance(dataset, datasets.DatasetDict):
+        if "train" not in dataset:
+            raise ValueError(f"it has the splits {', '.join(dataset)}, but no train.")
+        dataset = dataset["train"]
+    return dataset.to_iterable_dataset(num_shards=min(len(dataset), 16)) if streaming else dataset
+
+
+def _features(dataset, where):
+    """The columns; a stream may tell them with its first row only."""
+    features = dataset.features or getattr(dataset, "_resolve_features", lambda: dataset)().features
+    if not features:
+        raise ValueError(f"the train split of {where} is empty; give one with images.")
+    return features
+
+
+class ArrayImages:
+    """Images of an array as rows of a data set.
+
+    Args:
+        array: uint8, shape (N, H, W, C).
+    """
+
+    def __init__(self, array: np.ndarray):
+        self.array = array
+
+    def __len__(self) -> int:
+        return len(self.array)
+
+    def __getitem__(self, index: int) -> dict[str, Image.Image]:
+        array = self.array[index]
+        if array.shape[-1] > 4:
+            raise ValueError(
+                f"the images of the npz file have {array.shape[0]} x {array.shape[1]} pixels and {array.shape[2]} "
+                "channels; only images of 1 to 4 channels are resized or converted. Bring the arrays to the network's "
+                "size and channels first."
+            )
+        return {"image": Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array)}
+
+
+def load_npz(path: Path, name: str | None) -> ArrayImages:
+    """The images of an npz file.
+
+    Args:
+        path: file with one array of shape (N, H, W) or (N, H, W, C), uint8, or with several arrays.
+        name: of the array; by default the only one, or "images", "arr_0" or "x_train".
+
+    Raises:
+        ValueError: if the file or the array does not exist, or it holds something else.
+    """
+    if not path.is_file():
+        raise ValueError(f"--train_data_dir {path} does not exist; give an npz file, or a folder.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            usual = [key for key in ("images", "image", "arr_0", "x_train") if key in file.files]
+            chosen = name or (file.files[0] if len(file.files) == 1 else next(iter(usual), None))
+            if chosen not in file.files:
+                raise ValueError(
+                    f"it has the arrays {', '.join(file.files)}; name that of the images: --image_column."
+                )
+            array = file[chosen]
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+    if array.dtype != np.uint8 or array.ndim not in (3, 4) or len(array) == 0:
+        raise ValueError(
+            f"array {chosen!r} of {path} is {array.dtype} of shape {array.shape}; images are uint8 of shape "
+            "(N, H, W) or (N, H, W, C), with N at least 1."
+        )
+    return ArrayImages(array if array.ndim == 4 else array[..., None])
 
 
 def local_files(path: Path) -> dict:
@@ -77,22 +150,25 @@ def local_files(path: Path) -> dict:
 
     if not path.exists():
         raise ValueError(f"--train_data_dir {path} does not exist; give a folder of images, or parquet files.")
-    files = train_parquet_files(path)
-    if files:
-        return {"path": "parquet", "data_files": {"train": files}}
+    if any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json", "state.json")):
+        return {"path": _SAVED_TO_DISK, "data_dir": str(path)}
+    for kind in ("parquet", "arrow"):
+        files = train_files(path, kind)
+        if files:
+            return {"path": kind, "data_files": {"train": files}}
     if path.is_file():
-        raise ValueError(f"--train_data_dir is the file {path}; allowed are a .parquet file or a folder.")
+        raise ValueError(f"--train_data_dir is the file {path}; allowed are a .parquet or .npz file, or a folder.")
     if not any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in path.rglob("*")):
         seen = sorted(entry.name for entry in path.iterdir())[:10]
         raise ValueError(
             f"no image and no parquet file under --train_data_dir {path} (it holds {seen or 'nothing'}); give a "
-            "folder of images, a folder of parquet files, or one parquet file."
+            "folder of images, a folder of parquet or arrow files, one parquet file, or one npz file."
         )
     return {"path": "imagefolder", "data_dir": str(path)}
 
 
-def train_parquet_files(path: Path) -> list[str]:
-    """The parquet files of the train split under `path`, sorted; empty if there is no parquet file at all.
+def train_files(path: Path, kind: str) -> list[str]:
+    """The files of the train split under `path` that end in `.kind`, sorted; empty if there is no such file at all.
 
     Files or folders named train* are taken if there are any; else all but those named like a held-out split.
 
@@ -100,14 +176,14 @@ def train_parquet_files(path: Path) -> list[str]:
         ValueError: if only held-out splits are there.
     """
     if path.is_file():
-        return [str(path)] if path.suffix == ".parquet" else []
-    files = sorted(path.rglob("*.parquet"))
+        return [str(path)] if path.suffix == f".{kind}" else []
+    files = sorted(path.rglob(f"*.{kind}"))
     train = [file for file in files if _split_of(file, path) == "train"]
     chosen = train or [file for file in files if _split_of(file, path) is None]
     if files and not chosen:
         raise ValueError(
             f"{path} holds only {', '.join(file.name for file in files[:5])}; a train split is needed "
-            "(train.parquet or train-*.parquet). To train on another one, give that file itself."
+            f"(train.{kind} or train-*.{kind}). To train on another one, give that file itself."
         )
     return [str(file) for file in chosen]
 
@@ -157,171 +233,3 @@ def _may_hold_images(feature, named: bool) -> bool:
 
 def _describe(feature) -> str:
     return str(getattr(feature, "dtype", None) or type(feature).__name__)
-
-
-class ImagesInMemory:
-    """All images as one uint8 tensor.
-
-    Args:
-        images: uint8, shape (N, C, H, W).
-    """
-
-    def __init__(self, images: torch.Tensor):
-        self.images = images
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def batches(self, order: ShuffledOrder, starts: Iterator[int], batch_size: int) -> Iterator[torch.Tensor]:
-        """uint8 batches of the images at the positions [start, start + batch_size) of the order."""
-        for start in starts:
-            yield self.images[order.indices(start, batch_size)]
-
-
-class ImagesOnTheFly(torch.utils.data.Dataset):
-    """Images decoded when they are needed, by worker processes if asked for.
-
-    Args:
-        dataset: of one column "image".
-        image_format: what each image is brought to.
-        seed: of the random crops.
-        num_workers: processes that decode; 0 decodes in the training process.
-    """
-
-    def __init__(self, dataset: "datasets.Dataset", image_format: ImageFormat, seed: int, num_workers: int = 0):
-        self.dataset = dataset
-        self.image_format = image_format
-        self.seed = seed
-        self.num_workers = num_workers
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def __getitem__(self, key: tuple[int, int]) -> torch.Tensor:
-        """The image of a (position, index) pair; the position fixes its random crop."""
-        position, index = key
-        prepared = self.image_format.prepare(self.dataset[index]["image"])
-        if self.image_format.needs_random_crop(prepared):
-            return torch.from_numpy(self.image_format.crop(prepared, crop_fractions(self.seed, position)))
-        return torch.from_numpy(self.image_format.crop(prepared))
-
-    def batches(self, order: ShuffledOrder, starts: Iterator[int], batch_size: int) -> Iterator[torch.Tensor]:
-        """uint8 batches of the images at the positions [start, start + batch_size) of the order."""
-        keys = ([*enumerate(order.indices(start, batch_size).tolist(), start)] for start in starts)
-        # An own generator, so that starting the workers leaves the global one as it is.
-        return iter(
-            torch.utils.data.DataLoader(
-                self, batch_sampler=_Once(keys), num_workers=self.num_workers, generator=torch.Generator()
-            )
-        )
-
-
-class _Once:
-    """A batch sampler over an iterator."""
-
-    def __init__(self, keys: Iterator[list[tuple[int, int]]]):
-        self.keys = keys
-
-    def __iter__(self):
-        return self.keys
-
-
-def open_source(
-    dataset: "datasets.Dataset",
-    image_format: ImageFormat,
-    *,
-    seed: int = 0,
-    memory_limit: float = 2.0,
-    num_workers: int = 0,
-    show_progress: bool = True,
-) -> ImagesInMemory | ImagesOnTheFly:
-    """Decode the whole data set into memory if it fits and needs no random crop; else decode on the fly.
-
-    Args:
-        dataset: of one column "image".
-        image_format: what each image is brought to.
-        seed: of the random crops.
-        memory_limit: largest size of the decoded images, in GB.
-        num_workers: processes that decode on the fly.
-        show_progress: whether a progress bar is shown.
-    """
-    on_the_fly = ImagesOnTheFly(dataset, image_format, seed, num_workers)
-    height, width = image_format.size
-    if len(dataset) * image_format.channels * height * width > memory_limit * 1e9:
-        return on_the_fly
-    images = _decode_all(dataset, image_format, show_progress)
-    return on_the_fly if images is None else ImagesInMemory(images)
-
-
-def _decode_all(dataset, image_format: ImageFormat, show_progress: bool) -> torch.Tensor | None:
-    """uint8, shape (N, C, H, W); `None` if an image needs a random crop."""
-    from tqdm.auto import tqdm
-
-    images = np.empty((len(dataset), image_format.channels, *image_format.size), dtype=np.uint8)
-    rows = tqdm(dataset, desc="decoding images", unit=" images", disable=not show_progress, mininterval=1.0)
-    for index, row in enumerate(rows):
-        prepared = image_format.prepare(row["image"])
-        if image_format.needs_random_crop(prepared):
-            rows.close()
-            return None
-        images[index] = image_format.crop(prepared)
-    return torch.from_numpy(images)
-
-
-def iterate_batches(
-    source: ImagesInMemory | ImagesOnTheFly,
-    order: ShuffledOrder,
-    *,
-    batch_size: int,
-    first_micro_step: int = 0,
-    process_index: int = 0,
-    num_processes: int = 1,
-) -> Iterator[torch.Tensor]:
-    """Endless batches of one process from a given place of the order on.
-
-    Pass k of process r takes the positions from (k num_processes + r) batch_size on: batches run on over the ends of
-    epochs, are never short, and a run is resumed by its place alone.
-
-    Args:
-        source: from `open_source`.
-        order: of the same size.
-        batch_size: images per process and pass.
-        first_micro_step: number k of the first pass.
-        process_index: r.
-        num_processes: of the whole run.
-
-    Yields:
-        uint8, shape (batch_size, C, H, W), on the CPU.
-    """
-
-    def starts() -> Iterator[int]:
-        micro_step = first_micro_step
-        while True:
-            yield (micro_step * num_processes + process_index) * batch_size
-            micro_step += 1
-
-    return source.batches(order, starts(), batch_size)
-
-
-def to_data_range(images: torch.Tensor, centered_by_network: bool, flip: torch.Tensor | None = None) -> torch.Tensor:
-    """8-bit images as network input.
-
-    Args:
-        images: uint8, shape (B, C, H, W).
-        centered_by_network: the network's `center_input_sample`: data in [0, 1] if true, else in [-1, 1].
-        flip: bool, shape (B,), which images to mirror left to right; `None` for none.
-
-    Returns:
-        float32, same shape.
-    """
-    x = images.float() / 255
-    if not centered_by_network:
-        x = 2 * x - 1
-    return x if flip is None else torch.where(flip[:, None, None, None], x.flip(-1), x)
-
-
-def describe(source: ImagesInMemory | ImagesOnTheFly) -> str:
-    """One line for the log."""
-    in_memory = isinstance(source, ImagesInMemory)
-    place = f"in memory ({source.images.nbytes / 1e6:.0f} MB)" if in_memory else "decoded on the fly"
-    return f"{len(source)} images, {place}"

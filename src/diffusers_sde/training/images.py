@@ -20,6 +20,7 @@ class ImageFormat:
         convert: whether conversions that lose something (colour to grey, dropping alpha) are wanted.
         pad: whether an image that fits inside `size` gets a black border instead of being resized.
         center_crop: whether the crop to `size` is central; else its place is drawn by the caller.
+        crop_size: side in pixels of the central square that is cut out before all else.
     """
 
     size: tuple[int, int]
@@ -27,13 +28,7 @@ class ImageFormat:
     convert: bool = False
     pad: bool = False
     center_crop: bool = False
-
-    def __post_init__(self):
-        if self.channels not in _MODE_OF_CHANNELS:
-            raise ValueError(
-                f"images of {self.channels} channels were asked for; allowed are 1 (grey), 2 (grey + alpha), 3 (RGB) "
-                "and 4 (RGB + alpha)."
-            )
+    crop_size: int | None = None
 
     def prepare(self, image: Image.Image) -> Image.Image:
         """Bring the channels and the size right, up to a crop: the result covers `size`.
@@ -41,7 +36,7 @@ class ImageFormat:
         Raises:
             ValueError: if the image is not 8-bit, or loses something by the conversion and `convert` is not set.
         """
-        image = self._to_mode(image)
+        image = self._cut_square(self._to_mode(image))
         height, width = self.size
         if image.size == (width, height):
             return image
@@ -73,7 +68,24 @@ class ImageFormat:
         array = np.asarray(prepared).reshape(prepared.height, prepared.width, self.channels)
         return array[top : top + height, left : left + width].transpose(2, 0, 1).copy()
 
+    def _cut_square(self, image: Image.Image) -> Image.Image:
+        side = self.crop_size
+        if side is None:
+            return image
+        if min(image.size) < side:
+            raise ValueError(
+                f"the data set has an image of {image.height} x {image.width} pixels, from which no square of "
+                f"{side} x {side} can be cut; give a smaller --crop_size, or leave it out."
+            )
+        left, top = (image.width - side) // 2, (image.height - side) // 2
+        return image.crop((left, top, left + side, top + side))
+
     def _to_mode(self, image: Image.Image) -> Image.Image:
+        if self.channels not in _MODE_OF_CHANNELS:
+            raise ValueError(
+                f"images of {self.channels} channels were asked for; pictures have 1 (grey), 2 (grey + alpha), 3 "
+                "(RGB), 4 (RGB + alpha). More channels can be trained on from an npz file of the network's size."
+            )
         target = _MODE_OF_CHANNELS[self.channels]
         if image.mode == target:
             return image

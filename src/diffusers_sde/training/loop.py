@@ -2,34 +2,44 @@
 
 import argparse
 import contextlib
-import dataclasses
+import json
 import logging
 import math
 import shutil
 import time
-from datetime import timedelta
 from pathlib import Path
 
 import torch
 
-from ..schedulers import network_score
+from ..schedulers import score_from_output
 from . import checkpoints, hub, samples
-from .components import build_network, build_scheduler, image_size, is_centered_by_network
-from .data import describe, iterate_batches, load_images, open_source, to_data_range
+from .accelerator import build_accelerator
+from .card import write_card
+from .components import build_network, build_scheduler, check_fit, image_size, is_centered_by_network
+from .data import load_images
 from .ema import averaged_weights
+from .guard import FiniteGuard
+from .history import History
 from .images import ImageFormat
-from .losses import denoising_score_matching_loss
+from .losses import denoising_score_matching_loss, sliced_score_matching_loss
 from .options import SECRETS, check_args
-from .progress import Progress
-from .randomness import ShuffledOrder, StepNoise
+from .plan import describe_memory, describe_plan
+from .progress import LevelMeans, Progress
+from .randomness import PositionNoise, Purpose
+from .sources import iterate_batches, open_source, to_data_range
 from .stopping import StopSignal
+from .times import NoiseLevels, TrainingTimes
 
 logger = logging.getLogger(__name__)
 
+NUM_LEVELS = 5
+"""Equal parts of the range of t for which the loss is told."""
+
 _RESUME_KEYS = (
-    "sde sigma_min sigma_max beta_min beta_max training_eps loss_reduction random_flip resolution channels pad "
-    "center_crop train_batch_size gradient_accumulation_steps learning_rate lr_scheduler lr_warmup_steps seed "
-    "mixed_precision num_processes num_images label_column"
+    "config set sde sigma_min sigma_max beta_min beta_max continuous num_train_timesteps training_eps loss "
+    "loss_weighting time_sampling loss_reduction random_flip uniform_dequantization resolution channels crop_size "
+    "pad center_crop streaming shuffle_buffer_size train_batch_size gradient_accumulation_steps learning_rate "
+    "lr_scheduler lr_warmup_steps seed mixed_precision num_processes num_images label_column"
 ).split()
 
 
@@ -40,15 +50,32 @@ def train(args: argparse.Namespace) -> int:
         args: from `parse_args`.
 
     Returns:
-        The number of optimiser steps taken in all.
+        The number of optimiser steps taken in all; 0 with `--dry_run`, which only tells the plan.
 
     Raises:
         ValueError: if options, data and network do not fit together.
-        FloatingPointError: if the loss is not finite.
+        CheckpointError: if the disk is full.
+        FloatingPointError: if the gradient was not finite for many steps in a row; the state is saved.
     """
     start = time.monotonic()
     check_args(args)
+    if args.dry_run:
+        tell_plan(args)
+        return 0
     return Trainer(args, start).run()
+
+
+def tell_plan(args: argparse.Namespace) -> None:
+    """Log what a run with these options would do; nothing is read or written."""
+    accelerator = build_accelerator(args)
+    scheduler = build_scheduler(args)
+    with torch.device("meta"):
+        network = build_network(args)
+    check_fit(network, scheduler)
+    if accelerator.is_main_process:
+        for line in describe_plan(args, network, scheduler, accelerator.num_processes):
+            logger.info(line)
+        logger.info(describe_memory(args, network))
 
 
 class Trainer:
@@ -65,18 +92,17 @@ class Trainer:
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.stop = StopSignal(args.max_train_seconds, start)
-        self.resume_from = self._find_resume_point()
         self.accelerator = build_accelerator(args)
+        self.resume_from = self._agree_on_resume_point()
         set_seed(args.seed)
         self.scheduler = build_scheduler(args)
         self.network = build_network(args)
         self._prepare_output_dir()
         self.source = self._open_source()
-        self.order = ShuffledOrder(len(self.source), args.seed)
         self.images_per_step = (
             args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
         )
-        self.max_steps = args.max_train_steps or math.ceil(args.num_epochs * len(self.source) / self.images_per_step)
+        self.max_steps = args.max_train_steps or self._steps_of_epochs()
         self._prepare()
         # From here on the global generator is for dropout alone.
         set_seed(args.seed, device_specific=True)
@@ -84,17 +110,42 @@ class Trainer:
         if self.resume_from is not None:
             self._resume()
 
+    def _agree_on_resume_point(self) -> Path | None:
+        """The main process looks, and says to all what it found."""
+        from accelerate.utils import broadcast_object_list
+
+        found: list = [None, None]
+        if self.accelerator.is_main_process:
+            try:
+                found[0] = self._find_resume_point()
+            except ValueError as error:
+                found[1] = str(error)
+        path, problem = broadcast_object_list(found)
+        if problem is not None:
+            raise ValueError(problem)
+        return path
+
     def _find_resume_point(self) -> Path | None:
         args = self.args
-        if args.resume_from_checkpoint is not None:
-            return checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-        existing = checkpoints.list_checkpoints(args.output_dir)
-        if existing and not args.overwrite_output_dir:
-            raise ValueError(
-                f"--output_dir {args.output_dir} holds {existing[-1].name} of an earlier run. Go on from it by "
-                "--resume_from_checkpoint latest, start anew by --overwrite_output_dir, or choose another folder."
-            )
-        return None
+        if args.resume_from_checkpoint is None:
+            existing = checkpoints.list_checkpoints(args.output_dir)
+            if existing and not args.overwrite_output_dir:
+                raise ValueError(
+                    f"--output_dir {args.output_dir} holds {existing[-1].name} of an earlier run. Go on from it by "
+                    "--resume_from_checkpoint latest, start anew by --overwrite_output_dir, or choose another folder."
+                )
+            return None
+        found = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
+        for path in checkpoints.list_checkpoints(args.output_dir):
+            if found is not None and checkpoints.checkpoint_step(path) > checkpoints.checkpoint_step(found):
+                aside = checkpoints.set_aside(path, "abandoned")
+                logger.warning(f"{path.name} is later than {found}, from which this run goes on; it is now {aside}.")
+        return found
+
+    def _steps_of_epochs(self) -> int:
+        if self.source.num_images is None:
+            raise ValueError("a stream of images tells its length only at its end; give --max_train_steps.")
+        return math.ceil(self.args.num_epochs * self.source.num_images / self.images_per_step)
 
     def _prepare_output_dir(self) -> None:
         if self.accelerator.is_main_process:
@@ -115,21 +166,17 @@ class Trainer:
             convert=args.channels is not None,
             pad=args.pad,
             center_crop=args.center_crop,
+            crop_size=args.crop_size,
         )
         with self.accelerator.local_main_process_first():
-            dataset = load_images(
-                dataset_name=args.dataset_name,
-                dataset_config_name=args.dataset_config_name,
-                train_data_dir=args.train_data_dir,
-                image_column=args.image_column,
-                cache_dir=args.cache_dir,
-            )
+            dataset = load_images(**where_of(args), image_column=args.image_column, streaming=args.streaming)
         return open_source(
             dataset,
             image_format,
             seed=args.seed,
             memory_limit=args.in_memory_limit,
-            num_workers=args.dataloader_num_workers,
+            num_threads=args.dataloader_num_workers,
+            shuffle_buffer_size=args.shuffle_buffer_size,
             show_progress=self.accelerator.is_local_main_process,
         )
 
@@ -138,6 +185,7 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         args, accelerator = self.args, self.accelerator
+        check_fit(self.network, self.scheduler)
         if args.channels_last:
             self.network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
@@ -146,35 +194,40 @@ class Trainer:
             betas=(args.adam_beta1, args.adam_beta2),
             weight_decay=args.adam_weight_decay,
             eps=args.adam_epsilon,
-            fused=accelerator.device.type in ("cpu", "cuda"),
+            fused=True,
         )
         self.lr_scheduler = get_scheduler(
             args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=self.max_steps
         )
+        self.guard = FiniteGuard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
+        self.max_grad_norm = args.max_grad_norm or math.inf
         self.centered = is_centered_by_network(self.network)
-        self.ema = EMAModel(self.network.parameters(), decay=args.ema_decay, foreach=True)
+        # With update_after_step = -1 the decay after n updates is min(ema_decay, (1 + n) / (10 + n)).
+        self.ema = EMAModel(self.network.parameters(), decay=args.ema_decay, update_after_step=-1, foreach=True)
         self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(self.network, optimizer, self.lr_scheduler)
         self.ema.to(accelerator.device)
         checkpoints.register_hooks(accelerator, self.ema)
         self.forward = torch.compile(self.model) if args.torch_compile else self.model
-        self.score_fn = network_score(self.scheduler, self.forward)
+        self.times = TrainingTimes(
+            self.scheduler, t_min=args.training_eps, weighting=args.loss_weighting, time_sampling=args.time_sampling
+        )
+        self.levels = LevelMeans(NUM_LEVELS, 1, accelerator.device)
 
     def _arguments(self) -> dict:
         """The options without secrets, and what else fixes the order of the data."""
         arguments = {name: value for name, value in vars(self.args).items() if name not in SECRETS}
-        return arguments | {"num_processes": self.accelerator.num_processes, "num_images": len(self.source)}
+        return arguments | {"num_processes": self.accelerator.num_processes, "num_images": self.source.num_images}
 
     def _resume(self) -> None:
         self.accelerator.load_state(str(self.resume_from))
         self.step = checkpoints.checkpoint_step(self.resume_from)
-        before, now = checkpoints.read_arguments(self.resume_from), self._arguments()
+        before = checkpoints.read_arguments(self.resume_from)
+        if self.source.num_images is None:  # a stream knows its length only at its end
+            self.source.num_images = before.get("num_images")
+        now = json.loads(json.dumps(self._arguments()))
         for key in _RESUME_KEYS:
             if key in before and before[key] != now[key]:
                 logger.warning(f"resumed with --{key} {now[key]} instead of {before[key]}: not the same run any more.")
-        later = [path.name for path in checkpoints.list_checkpoints(self.output_dir)]
-        later = [name for name in later if int(name.removeprefix("checkpoint-")) > self.step]
-        if later:
-            logger.warning(f"{', '.join(later)} of {self.output_dir} are later than {self.resume_from} and stay.")
 
     def run(self) -> int:
         """Train, save, sample; returns the steps taken in all."""
@@ -187,6 +240,7 @@ class Trainer:
             self.step, self.max_steps, self.images_per_step, accelerator.device, accelerator.is_local_main_process
         )
         self.saved_step = self.step if self.resume_from is not None else None
+        self.history = History(self.output_dir, self.step) if accelerator.is_main_process else None
         with self.stop:
             self._loop()
             self._finish()
@@ -197,14 +251,10 @@ class Trainer:
     def _announce(self) -> None:
         if not self.accelerator.is_main_process:
             return
-        parameters = sum(p.numel() for p in self.network.parameters())
-        network, sde = type(self.network).__name__, type(self.scheduler.sde).__name__
         for line in (
-            f"data: {describe(self.source)}, range {'[0, 1]' if self.centered else '[-1, 1]'}",
-            f"network: {network}, {parameters / 1e6:.2f} M parameters; SDE: {sde}",
-            f"batch: {self.args.train_batch_size} x {self.args.gradient_accumulation_steps} passes x "
-            f"{self.accelerator.num_processes} processes = {self.images_per_step} images per step",
-            f"steps: {self.step} of {self.max_steps} done, {len(self.source) / self.images_per_step:.1f} per epoch",
+            f"data: {self.source.describe()}",
+            *describe_plan(self.args, self.network, self.scheduler, self.accelerator.num_processes),
+            f"steps: {self.step} of {self.max_steps} done",
         ):
             logger.info(line)
 
@@ -214,7 +264,6 @@ class Trainer:
         accumulation = args.gradient_accumulation_steps
         batches = iterate_batches(
             self.source,
-            self.order,
             batch_size=args.train_batch_size,
             first_micro_step=self.step * accumulation,
             process_index=accelerator.process_index,
@@ -223,6 +272,8 @@ class Trainer:
         while self.step < self.max_steps:
             self.progress.step(*self._train_step(batches))
             self.step += 1
+            if self.guard.gives_up(self.step):
+                self._give_up()
             logs = self.step % args.logging_steps == 0
             if logs or self.step == self.max_steps:
                 self._log()
@@ -236,52 +287,90 @@ class Trainer:
                 logger.info(f"stopping at step {self.step}: {'SIGTERM' if self.stop.terminated else 'time is up'}.")
                 return
 
-    def _train_step(self, batches) -> tuple[torch.Tensor, torch.Tensor]:
-        """One optimiser step; mean loss and gradient norm, on the device."""
+    def _give_up(self) -> None:
+        self._save()
+        raise FloatingPointError(
+            f"the gradient was not finite in the last {self.guard.limit} steps up to {self.step}. The state is saved; "
+            "resume from an earlier checkpoint with a lower --learning_rate, or without --mixed_precision."
+        )
+
+    def _train_step(self, batches) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One optimiser step; mean loss, gradient norm, and whether it was skipped, on the device."""
         accelerator, accumulation = self.accelerator, self.args.gradient_accumulation_steps
         total = torch.zeros((), device=accelerator.device)
-        norm = torch.zeros((), device=accelerator.device)
+        norm, skipped = torch.zeros_like(total), torch.zeros_like(total)
         for micro_step in range(self.step * accumulation, (self.step + 1) * accumulation):
-            x_0, draw = self._batch(next(batches), micro_step)
+            x_0, noise = self._batch(next(batches), micro_step)
             with accelerator.accumulate(self.model):
-                loss = self._loss(x_0, draw, micro_step)
+                loss = self._loss(x_0, noise)
                 accelerator.backward(loss)
                 if accelerator.sync_gradients:
-                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.args.max_grad_norm)
+                    norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
+                    skipped = self.guard.check(norm)
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total += loss.detach()
         if not accelerator.optimizer_step_was_skipped:
             self.lr_scheduler.step()
         self.ema.step(self.network.parameters())
-        return total / accumulation, norm
+        return total / accumulation, norm, skipped
 
-    def _loss(self, x_0: torch.Tensor, draw: StepNoise, micro_step: int) -> torch.Tensor:
-        """Mean loss of one pass."""
-        return denoising_score_matching_loss(
-            self.scheduler.sde, self.score_fn, x_0, draw.t, draw.noise, reduction=self.args.loss_reduction
-        ).mean()
-
-    def _batch(self, images: torch.Tensor, micro_step: int) -> tuple[torch.Tensor, StepNoise]:
-        """Network input and random numbers of one pass, on the device."""
-        args, device = self.args, self.accelerator.device
-        draw = StepNoise.draw(
-            tuple(images.shape), args.seed, micro_step, self.accelerator.process_index, args.training_eps, device
+    def _batch(self, images: torch.Tensor, micro_step: int) -> tuple[torch.Tensor, PositionNoise]:
+        """Network input of one pass on the device, and where its random numbers come from."""
+        args, accelerator = self.args, self.accelerator
+        position = (micro_step * accelerator.num_processes + accelerator.process_index) * len(images)
+        noise = PositionNoise(args.seed, position, len(images), accelerator.device)
+        if accelerator.device.type == "cuda":
+            images = images.pin_memory().to(accelerator.device, non_blocking=True)
+        x_0 = to_data_range(
+            images.to(accelerator.device),
+            self.centered,
+            flip=noise.uniform(Purpose.FLIP) < 0.5 if args.random_flip else None,
+            dequantization=(
+                noise.uniform(Purpose.DEQUANTIZATION, images.shape[1:]) if args.uniform_dequantization else None
+            ),
         )
-        if device.type == "cuda":
-            images = images.pin_memory().to(device, non_blocking=True)
-        x_0 = to_data_range(images.to(device), self.centered, draw.flip if args.random_flip else None)
-        if args.channels_last:
-            x_0 = x_0.contiguous(memory_format=torch.channels_last)
-            draw = dataclasses.replace(draw, noise=draw.noise.contiguous(memory_format=torch.channels_last))
-        return x_0, draw
+        return self._laid_out(x_0), noise
+
+    def _laid_out(self, x: torch.Tensor) -> torch.Tensor:
+        return x.contiguous(memory_format=torch.channels_last) if self.args.channels_last else x
+
+    def _loss(self, x_0: torch.Tensor, noise: PositionNoise) -> torch.Tensor:
+        """Mean loss of one pass."""
+        args, sde = self.args, self.scheduler.sde
+        levels = self.times(noise.uniform(Purpose.TIME))
+        options = {"reduction": args.loss_reduction, "weight": levels.weight}
+        normal = self._laid_out(noise.normal(Purpose.NOISE, x_0.shape[1:]))
+        arguments = (sde, self._score_fn(levels), x_0, levels.t, normal)
+        if args.loss == "sliced":
+            losses = sliced_score_matching_loss(*arguments, noise.signs(Purpose.PROBE, x_0.shape[1:]), **options)
+        else:
+            losses = denoising_score_matching_loss(*arguments, **options)
+        self.levels.add(levels.t, losses.detach())
+        return losses.mean()
+
+    def _score_fn(self, levels: NoiseLevels):
+        """The network's score at these noise levels, in float32."""
+
+        def score_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+            return score_from_output(self.scheduler, self.forward(x, levels.timestep).sample.float(), t)
+
+        return score_fn
 
     def _log(self) -> None:
         values = self.progress.summary(self.accelerator)
+        values |= self._level_values(self.levels.take(self.accelerator))
         values["lr"] = self.lr_scheduler.get_last_lr()[0]
         values["ema_decay"] = self.ema.cur_decay_value
-        values["epoch"] = self.step * self.images_per_step / len(self.source)
+        if self.source.num_images is not None:
+            values["epoch"] = self.step * self.images_per_step / self.source.num_images
         self.accelerator.log(values, step=self.step)
+        if self.history is not None:
+            self.history.add(self.step, values)
+
+    def _level_values(self, means: list[list[float]]) -> dict[str, float]:
+        """Means by noise level, named for the log."""
+        return {f"loss/level_{level}": loss for level, (loss,) in enumerate(means)}
 
     def _save(self) -> None:
         limit = self.args.checkpoints_total_limit
@@ -307,11 +396,11 @@ class Trainer:
     def _finish(self) -> None:
         if self.saved_step != self.step:
             self._save()
+        if self.args.save_images_steps and not self.stop.terminated:
+            self._sample()
         if self.accelerator.is_main_process:
             self._save_result()
         self.accelerator.wait_for_everyone()
-        if self.args.save_images_steps and not self.stop.terminated:
-            self._sample()
         if self.repository is not None:
             hub.upload(self.args, self.repository, self.step)
 
@@ -321,12 +410,17 @@ class Trainer:
 
         return ScoreSdePipeline(unet=network, scheduler=self.scheduler)
 
+    def _describe_result(self, folder: Path) -> None:
+        processes = self.accelerator.num_processes
+        write_card(folder, self.output_dir, self.args, self.network, self.scheduler, self.step, processes)
+
     def _save_result(self) -> None:
         """Write the result to the output folder, each part complete or as before."""
         partial = self.output_dir / ".partial-result"
         shutil.rmtree(partial, ignore_errors=True)
         with averaged_weights(self.network, self.ema) as network:
             self._result(network).save_pretrained(partial)
+        self._describe_result(partial)
         for entry in sorted(partial.iterdir()):
             if entry.is_dir():
                 checkpoints.replace_folder(entry, self.output_dir / entry.name)
@@ -335,26 +429,12 @@ class Trainer:
         partial.rmdir()
 
 
-def build_accelerator(args: argparse.Namespace):
-    """The `Accelerator` of a run.
-
-    Raises:
-        ValueError: if the precision is not possible on this device, or the logger is not installed.
-    """
-    from accelerate import Accelerator, InitProcessGroupKwargs
-    from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
-
-    installed = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
-    if not installed[args.logger]:
-        raise ValueError(f"--logger {args.logger} is not installed; pip install {args.logger}, or pass --logger none.")
-    return Accelerator(
-        gradient_accumulation_steps=args.gradient_accumulation_steps,
-        mixed_precision=args.mixed_precision,
-        log_with=None if args.logger == "none" else args.logger,
-        project_config=ProjectConfiguration(
-            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)
-        ),
-        step_scheduler_with_optimizer=False,
-        # Other processes wait while the main one draws a grid.
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
-    )
+def where_of(args: argparse.Namespace) -> dict:
+    """Arguments of `load_images` that say where the data are."""
+    local = args.train_data_dir or (args.data if args.data is not None and Path(args.data).exists() else None)
+    return {
+        "dataset_name": None if local else args.dataset_name or args.data,
+        "dataset_config_name": args.dataset_config_name,
+        "train_data_dir": local,
+        "cache_dir": args.cache_dir,
+    }

@@ -35,7 +35,7 @@ class Progress:
         )
         self.images_per_step = images_per_step
         self.smoothed_loss: float | None = None
-        self._sums = torch.zeros(2, device=device)
+        self._sums = torch.zeros(3, device=device)
         self._start_interval()
 
     def _start_interval(self) -> None:
@@ -44,9 +44,16 @@ class Progress:
         self._excluded = 0.0
         self._start = time.perf_counter()
 
-    def step(self, loss: torch.Tensor, gradient_norm: torch.Tensor) -> None:
-        """Count one optimiser step; both arguments are scalars on the device."""
-        self._sums += torch.stack([loss, gradient_norm.to(loss)])
+    def step(self, loss: torch.Tensor, gradient_norm: torch.Tensor, skipped: torch.Tensor) -> None:
+        """Count one optimiser step; all arguments are scalars on the device.
+
+        Args:
+            loss: of this process.
+            gradient_norm: of the whole gradient.
+            skipped: 1 if the step was left out, whose numbers then do not enter the averages; else 0.
+        """
+        values = torch.stack([loss, gradient_norm.to(loss), torch.ones_like(loss)])
+        self._sums += torch.where(skipped > 0, torch.zeros_like(values), values)
         self._steps += 1
         self.bar.update(1)
 
@@ -61,26 +68,54 @@ class Progress:
         """Averages since the last call; every process must call it.
 
         Returns:
-            `loss` and `gradient_norm` (means over steps and processes), `images_per_second` (of all processes).
-
-        Raises:
-            FloatingPointError: if the loss is not finite.
+            `loss` and `gradient_norm` (means over steps and processes; NaN if no step was made), `skipped_steps`,
+            `images_per_second` (of all processes).
         """
-        steps = self._steps
-        loss, gradient_norm = (accelerator.reduce(self._sums, reduction="mean") / steps).tolist()
+        loss, gradient_norm, made = accelerator.reduce(self._sums, reduction="mean").tolist()
+        loss, gradient_norm = (value / made if made else math.nan for value in (loss, gradient_norm))
+        skipped = self._steps - round(made)
         seconds = time.perf_counter() - self._start - self._excluded
-        rate = steps * self.images_per_step / seconds
-        if not math.isfinite(loss):
-            raise FloatingPointError(
-                f"the loss is {loss} in the {steps} steps up to {self.bar.n}. Resume from the last checkpoint with a "
-                "lower --learning_rate, or without --mixed_precision."
-            )
+        rate = self._steps * self.images_per_step / seconds
         last = self.smoothed_loss
-        self.smoothed_loss = loss if last is None else 0.9 * last + 0.1 * loss
-        self.bar.set_postfix_str(f"loss {self.smoothed_loss:.4g}, {rate:.4g} images/s", refresh=False)
+        if math.isfinite(loss):
+            self.smoothed_loss = loss if last is None else 0.9 * last + 0.1 * loss
+        shown = loss if self.smoothed_loss is None else self.smoothed_loss
+        self.bar.set_postfix_str(f"loss {shown:.4g}, {rate:.4g} images/s", refresh=False)
         self._start_interval()
-        return {"loss": loss, "gradient_norm": gradient_norm, "images_per_second": rate}
+        return {
+            "loss": loss,
+            "gradient_norm": gradient_norm,
+            "skipped_steps": skipped,
+            "images_per_second": rate,
+        }
 
     def close(self) -> None:
         """Leave the bar as it is."""
         self.bar.close()
+
+
+class LevelMeans:
+    """Means of values per sample by noise level, kept on the device.
+
+    Args:
+        num_levels: equal parts of the range of t.
+        num_values: values of each sample.
+        device: of the values.
+    """
+
+    def __init__(self, num_levels: int, num_values: int, device: torch.device):
+        self.sums = torch.zeros(num_levels, num_values + 1, device=device)
+
+    def add(self, t: torch.Tensor, *values: torch.Tensor) -> None:
+        """Count samples at times in [0, 1]; all arguments of shape (B,). Values that are not finite do not count."""
+        levels = (t * len(self.sums)).long().clamp(max=len(self.sums) - 1)
+        columns = torch.stack([*(value.float() for value in values), torch.ones_like(t)], dim=1)
+        finite = columns.isfinite().all(dim=1, keepdim=True)
+        self.sums.index_add_(0, levels, torch.where(finite, columns, torch.zeros_like(columns)))
+
+    def take(self, accelerator) -> list[list[float]]:
+        """The means of each level over all processes since the last call; NaN where there was no sample."""
+        sums = accelerator.reduce(self.sums, reduction="sum")
+        means = (sums[:, :-1] / sums[:, -1:]).tolist()
+        self.sums.zero_()
+        return means

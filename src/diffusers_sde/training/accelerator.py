@@ -1,0 +1,58 @@
+"""The `Accelerator` of a run, and its batch sizes."""
+
+import argparse
+from datetime import timedelta
+from pathlib import Path
+
+DEFAULT_BATCH_SIZE = 16
+
+
+def resolve_batch_sizes(args: argparse.Namespace, num_processes: int) -> None:
+    """Fill in `train_batch_size` and `gradient_accumulation_steps` from `total_batch_size`.
+
+    Raises:
+        ValueError: if the images of a step cannot be shared out evenly.
+    """
+    total, per_pass, passes = args.total_batch_size, args.train_batch_size, args.gradient_accumulation_steps
+    if total is None:
+        args.train_batch_size = per_pass or DEFAULT_BATCH_SIZE
+        return
+    shares = num_processes * (per_pass or passes)
+    if total % shares:
+        by = "--train_batch_size" if per_pass else "--gradient_accumulation_steps"
+        raise ValueError(
+            f"--total_batch_size {total} cannot be shared out over {num_processes} processes with {by} "
+            f"{per_pass or passes}; it must be a multiple of {shares}."
+        )
+    if per_pass:
+        args.gradient_accumulation_steps = total // shares
+    else:
+        args.train_batch_size = total // shares
+
+
+def build_accelerator(args: argparse.Namespace):
+    """The `Accelerator` of a run, with the batch sizes of `args` resolved for its number of processes.
+
+    Raises:
+        ValueError: if the precision is not possible on this device, the logger is not installed, or the images of a
+            step cannot be shared out evenly.
+    """
+    from accelerate import Accelerator, InitProcessGroupKwargs
+    from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
+
+    installed = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
+    if not installed[args.logger]:
+        raise ValueError(f"--logger {args.logger} is not installed; pip install {args.logger}, or pass --logger none.")
+    accelerator = Accelerator(
+        mixed_precision=args.mixed_precision,
+        log_with=None if args.logger == "none" else args.logger,
+        project_config=ProjectConfiguration(
+            project_dir=args.output_dir, logging_dir=str(Path(args.output_dir) / args.logging_dir)
+        ),
+        step_scheduler_with_optimizer=False,
+        # Other processes wait while the main one draws a grid.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
+    )
+    resolve_batch_sizes(args, accelerator.num_processes)
+    accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
+    return accelerator
