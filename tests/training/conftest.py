@@ -30,6 +30,12 @@ def fresh_accelerate_on_cpu(monkeypatch):
     GradientState._reset_state()
 
 
+@pytest.fixture(autouse=True)
+def no_pause_at_the_end_of_a_stream(monkeypatch):
+    """`datasets` sleeps for seconds whenever the reading threads of a stream end: here after every 10 images."""
+    monkeypatch.setattr(datasets.config, "SLEEP_TIME_ON_THREADS_SHUTDOWN", 0)
+
+
 def random_image(seed, size=(8, 8), mode="L"):
     """An image of random values; `size` is (width, height)."""
     channels = {"L": 1, "LA": 2, "RGB": 3, "RGBA": 4}[mode]

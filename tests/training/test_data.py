@@ -188,3 +188,133 @@ def test_only_the_chosen_images_are_mirrored():
     flipped = to_data_range(images, True, torch.tensor([False, True]))
     torch.testing.assert_close(flipped[0], to_data_range(images, True)[0])
     torch.testing.assert_close(flipped[1], to_data_range(images, True)[1].flip(-1))
+
+
+def test_uniform_dequantization():
+    """(image + u) / 256: values of one level stay below those of the next."""
+    images = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    for u in (0.0, 0.5, 1 - 2**-10):
+        x = to_data_range(images, True, dequantization=torch.full((1, 1, 1, 3), u))
+        torch.testing.assert_close(x.flatten(), (torch.tensor([0.0, 51.0, 255.0]) + u) / 256)
+    assert to_data_range(images, False, dequantization=torch.zeros(1, 1, 1, 3)).min() == -1
+
+
+def test_a_central_square_is_cut_out_first(tmp_path, write_parquet, load):
+    """As the official pipeline does for CelebA: 20 x 16 pixels, of which the central 8 x 8 are white."""
+    array = np.zeros((20, 16), np.uint8)
+    array[6:14, 4:12] = 255
+    write_parquet(tmp_path / "train.parquet", [Image.fromarray(array)])
+    source = open_source(load(tmp_path), ImageFormat((4, 4), 1, crop_size=8), show_progress=False)
+    assert (source.images == 255).all()
+    with pytest.raises(ValueError, match="20 x 16 pixels, from which no square of 18 x 18 can be cut"):
+        open_source(load(tmp_path), ImageFormat((4, 4), 1, crop_size=18), show_progress=False)
+
+
+NPZ_SHAPES = {
+    "grey": (6, 8, 12),
+    "grey with axis": (6, 8, 12, 1),
+    "colour": (6, 8, 12, 3),
+    "seven channels": (6, 8, 12, 7),
+}
+
+
+@pytest.mark.parametrize("shape", NPZ_SHAPES.values(), ids=NPZ_SHAPES)
+def test_npz_of_the_networks_size_is_taken_as_it_is(tmp_path, load, shape):
+    array = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", array)
+    channels = shape[3] if len(shape) == 4 else 1
+    source = open_source(load(tmp_path / "images.npz"), ImageFormat((8, 12), channels))
+    expected = torch.from_numpy(array.reshape(6, 8, 12, channels)).permute(0, 3, 1, 2)
+    assert torch.equal(source.images, expected)
+
+
+def test_npz_of_another_size_goes_the_way_of_pictures(tmp_path, load, write_parquet):
+    pictures = [picture(i, size=(12, 10), mode="RGB") for i in range(3)]
+    np.savez(tmp_path / "images.npz", images=np.stack([np.asarray(p) for p in pictures]), labels=np.arange(3))
+    write_parquet(tmp_path / "train.parquet", pictures)
+    image_format = ImageFormat((8, 8), 3, center_crop=True)
+    one, other = (open_source(load(tmp_path / name), image_format).images for name in ("images.npz", "train.parquet"))
+    assert torch.equal(one, other)
+
+
+def test_npz_files_that_hold_no_images(tmp_path, load):
+    path = tmp_path / "x.npz"
+    with pytest.raises(ValueError, match="does not exist"):
+        load(path)
+    np.savez(path, a=np.zeros((2, 4, 4)), b=np.arange(3))
+    with pytest.raises(ValueError, match="it has the arrays a, b; name that of the images: --image_column"):
+        load(path)
+    with pytest.raises(ValueError, match=r"array 'a' of .* is float64 of shape \(2, 4, 4\); images are uint8"):
+        load(path, image_column="a")
+    path.write_bytes(b"no zip file")
+    with pytest.raises(ValueError, match=r"x.npz cannot be used"):
+        load(path)
+    np.savez(path, np.array([{"code": 1}], dtype=object))
+    with pytest.raises(ValueError, match=r"x.npz cannot be used.*allow_pickle=False"):
+        load(path)
+    np.savez(path, np.zeros((2, 4, 4, 5), np.uint8))
+    with pytest.raises(ValueError, match="4 x 4 pixels and 5 channels; only images of 1 to 4 channels are resized"):
+        open_source(load(path), ImageFormat((8, 8), 5), show_progress=False)
+
+
+def test_arrow_files_and_folders_of_save_to_disk(tmp_path, load, data_dir):
+    expected = [array.tolist() for array in arrays(load(data_dir))]
+    saved = datasets.load_dataset("parquet", data_files={"train": str(data_dir / "train.parquet")})
+    saved.save_to_disk(tmp_path / "both")
+    saved["train"].save_to_disk(tmp_path / "one")
+    for name in ("both", "one"):
+        assert [array.tolist() for array in arrays(load(tmp_path / name))] == expected
+    (tmp_path / "plain").mkdir()
+    (arrow,) = (tmp_path / "one").glob("*.arrow")
+    (tmp_path / "plain" / "train.arrow").write_bytes(arrow.read_bytes())
+    assert [array.tolist() for array in arrays(load(tmp_path / "plain"))] == expected
+    datasets.DatasetDict({"test": saved["train"]}).save_to_disk(tmp_path / "other")
+    with pytest.raises(ValueError, match="it has the splits test, but no train"):
+        load(tmp_path / "other")
+
+
+@pytest.fixture
+def open_stream(load, data_dir):
+    def make(buffer_size=4, **options):
+        dataset = load(data_dir, streaming=True)
+        return open_source(dataset, GREY, shuffle_buffer_size=buffer_size, **options)
+
+    return make
+
+
+@pytest.mark.parametrize("num_threads", [0, 2])
+def test_every_epoch_of_a_stream_has_every_image_in_another_order(open_stream, data_dir, load, num_threads):
+    stream = open_stream(num_threads=num_threads)
+    assert stream.num_images is None
+    seen = [image.numpy().tobytes() for image in first_batches(stream, 8).flatten(0, 1)]
+    assert stream.num_images == 10
+    everything = sorted(array.tobytes() for array in arrays(load(data_dir)))
+    epochs = [seen[start : start + 10] for start in (0, 10, 20)]
+    assert all(sorted(epoch) == everything for epoch in epochs)
+    assert epochs[0] != epochs[1] != epochs[2]
+
+
+def test_a_stream_goes_on_from_any_place(open_stream):
+    whole = first_batches(open_stream(), 8)
+    for first in (1, 3, 6):
+        assert torch.equal(whole[first:], first_batches(open_stream(), 8 - first, first_micro_step=first))
+        told = open_stream()
+        told.num_images = 10  # as a checkpoint tells it
+        assert torch.equal(whole[first:], first_batches(told, 8 - first, first_micro_step=first))
+
+
+def test_processes_share_a_stream(open_stream):
+    def batches(count, batch_size, **options):
+        iterator = iterate_batches(open_stream(), batch_size=batch_size, **options)
+        return list(itertools.islice(iterator, count))
+
+    one = batches(5, 6)
+    parts = [batches(5, 3, process_index=r, num_processes=2) for r in range(2)]
+    assert all(torch.equal(torch.cat(pair), whole) for *pair, whole in zip(*parts, one, strict=True))
+
+
+def test_an_error_in_a_thread_reaches_the_caller(tmp_path, write_parquet, load):
+    write_parquet(tmp_path / "train.parquet", [picture(i, mode="RGB") for i in range(6)])
+    source = open_source(load(tmp_path), GREY, memory_limit=0, num_threads=2)
+    with pytest.raises(ValueError, match="3 channels"):
+        first_batches(source, 1)

@@ -44,7 +44,7 @@ class _LinearBetaSDE(SDE):
         return -0.5 * self.beta(t)
 
     def time_of_integral_of_beta(self, integral: torch.Tensor) -> torch.Tensor:
-        """Inverse of `integral_of_beta`, in the form that does not cancel; 0 for values below 0, beyond 1 for large."""
+        """Inverse of `integral_of_beta`, in the form that does not cancel; 0 below 0, and not bounded above."""
         slope = self.beta_max - self.beta_min
         root = (self.beta_min**2 + 2 * slope * integral).sqrt() + self.beta_min
         return torch.where(integral > 0, 2 * integral / root, 0.0)

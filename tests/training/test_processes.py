@@ -1,0 +1,134 @@
+"""Two processes, or several passes per step, make the steps of one process with a larger batch."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from diffusers_sde.training import list_checkpoints, train
+from diffusers_sde.training.accelerator import resolve_batch_sizes
+from diffusers_sde.training.history import read_history
+from tests.training.launching import launch
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+STEPS = 12
+
+
+@pytest.fixture
+def options(write_network):
+    """A run without dropout, whose numbers differ between processes."""
+    return {
+        "model_config_name_or_path": write_network(dropout=0.0),
+        "max_train_steps": STEPS,
+        "logging_steps": 1,
+        "lr_warmup_steps": 1,
+        "learning_rate": 1e-3,
+        "random_flip": True,
+        "uniform_dequantization": True,
+        "total_batch_size": 8,
+        "train_batch_size": None,
+    }
+
+
+def losses(run):
+    return torch.tensor([entry["loss"] for entry in read_history(run)])
+
+
+def weights(run):
+    return torch.cat([tensor.flatten() for tensor in load_file(run / "unet" / WEIGHTS).values()])
+
+
+def assert_same_run(one, other):
+    """Up to the order of sums in float32."""
+    assert len(losses(one)) == STEPS
+    torch.testing.assert_close(losses(one), losses(other), rtol=1e-4, atol=0)
+    torch.testing.assert_close(weights(one), weights(other), rtol=0, atol=2e-5)
+
+
+def test_two_processes_make_the_steps_of_one(make_argv, make_args, tmp_path, options):
+    """Over gloo, resumed in the middle of an epoch (10 images); the curve falls, so that it says something."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    train(make_args(output_dir=one, **options))
+    argv = make_argv(output_dir=two, checkpointing_steps=7, **options)
+    status, output = launch(argv, tmp_path, num_processes=2)
+    assert status == 0, output[-3000:]
+    assert "4 images x 1 passes x 2 processes = 8 images per step" in output
+    assert_same_run(one, two)
+    assert losses(one).std() > 0.01
+    train(make_args(output_dir=tmp_path / "first", **options | {"max_train_steps": 1}))
+    travelled = (weights(one) - weights(tmp_path / "first")).abs().max()
+    assert (weights(one) - weights(two)).abs().max() < 0.01 * travelled
+
+    again = tmp_path / "again"
+    shutil.copytree(two / "checkpoint-7", again / "checkpoint-7")
+    argv = make_argv(output_dir=again, checkpointing_steps=7, resume_from_checkpoint="latest", **options)
+    status, output = launch(argv, tmp_path, num_processes=2)
+    assert status == 0, output[-3000:]
+    assert torch.equal(weights(again), weights(two))
+
+
+@pytest.mark.parametrize("passes", [2, 8])
+def test_passes_of_a_step_make_the_step_of_one_pass(make_args, tmp_path, options, passes):
+    one, several = tmp_path / "one", tmp_path / "several"
+    train(make_args(output_dir=one, **options))
+    train(make_args(output_dir=several, gradient_accumulation_steps=passes, **options))
+    assert_same_run(one, several)
+
+
+def test_a_problem_of_the_main_process_ends_all(make_argv, tmp_path):
+    """The other process does not wait for ever."""
+    (tmp_path / "run" / "checkpoint-3").mkdir(parents=True)
+    status, output = launch(make_argv(), tmp_path, num_processes=2)
+    assert status != 0
+    assert "holds checkpoint-3 of an earlier run" in output
+    assert [path.name for path in list_checkpoints(tmp_path / "run")] == ["checkpoint-3"]
+
+
+@pytest.mark.parametrize(
+    ("total", "per_pass", "passes", "processes", "expected"),
+    [
+        (None, None, 1, 4, (16, 1)),
+        (None, 3, 5, 4, (3, 5)),
+        (128, None, 1, 4, (32, 1)),
+        (128, None, 2, 4, (16, 2)),
+        (128, 8, 1, 4, (8, 4)),
+    ],
+)
+def test_batch_sizes(make_args, total, per_pass, passes, processes, expected):
+    args = make_args(total_batch_size=total, train_batch_size=per_pass, gradient_accumulation_steps=passes)
+    resolve_batch_sizes(args, processes)
+    assert (args.train_batch_size, args.gradient_accumulation_steps) == expected
+
+
+@pytest.mark.parametrize(
+    ("per_pass", "by"), [(48, "--train_batch_size 48"), (None, "--gradient_accumulation_steps 3")]
+)
+def test_a_total_that_cannot_be_shared_out(make_args, per_pass, by):
+    args = make_args(total_batch_size=128, train_batch_size=per_pass, gradient_accumulation_steps=3)
+    with pytest.raises(ValueError, match=f"--total_batch_size 128 cannot be shared out over 2 processes with {by}"):
+        resolve_batch_sizes(args, 2)
+
+
+def test_what_a_run_says_of_itself(make_args, tmp_path, options):
+    """The card has plan, command, curves and samples; the history loss by noise level, norm, decay and speed."""
+    run = tmp_path / "run"
+    train(make_args(save_images_steps=50, hub_token="secret", **options))
+    card = (run / "README.md").read_text()
+    for part in (
+        "library_name: diffusers",
+        "![Samples](samples/step-12.png)",
+        "![Loss and gradient norm](curves.png)",
+        "8 images x 1 passes x 1 processes = 8 images per step",
+        "    --learning_rate 0.001 \\\n",
+        "    --random_flip \\\n",
+        "| 12 |",
+    ):
+        assert part in card, card
+    assert "secret" not in card
+    entry = json.loads((run / "history.jsonl").read_text().splitlines()[-1])
+    expected = {"step", "loss", "gradient_norm", "skipped_steps", "images_per_second", "lr", "ema_decay", "epoch"}
+    assert set(entry) == expected | {f"loss/level_{level}" for level in range(5)}
+    assert entry["ema_decay"] == pytest.approx(13 / 22)  # (1 + n) / (10 + n) for n = 12
+    assert entry["epoch"] == pytest.approx(12 * 8 / 10)
