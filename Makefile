@@ -17,7 +17,7 @@ PARALLEL := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(P
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
-.PHONY: help install demo test test-slow test-gpu test-network style quality bench clean
+.PHONY: help install demo space test test-slow test-gpu test-network style quality bench clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' $(firstword $(MAKEFILE_LIST)) | expand -t 20
@@ -31,6 +31,22 @@ define install
 	$(PIP) install $$tested torch && $(PIP) install $$tested -e '.$(1)'
 endef
 
+# torch-fidelity alone: the torchvision that it asks for fits one build of torch only, and the tests need none of it.
+define install_fidelity
+	@tested=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
+	$(PIP) install $$tested --no-deps torch-fidelity
+endef
+
+# A browser for the tests of the Space: there already, or from Debian's packages; without one these tests are skipped.
+define install_browser
+	@command -v chromium chromium-browser google-chrome >/dev/null || \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		echo "Installing Chromium for the tests of the Space."; \
+		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
+			|| echo "Chromium cannot be installed: the browser tests will be skipped."; \
+	else echo "No Chromium found: the browser tests will be skipped."; fi
+endef
+
 # One stamp per set of extras; a larger set brings the smaller ones.
 $(VENV)/.stamp-core: setup.py constraints.txt
 	$(call install,)
@@ -38,17 +54,28 @@ $(VENV)/.stamp-core: setup.py constraints.txt
 
 $(VENV)/.stamp-test: setup.py constraints.txt
 	$(call install,[test])
-	@touch $(VENV)/.stamp-core $@
+	$(install_fidelity)
+	$(install_browser)
+	@touch $(VENV)/.stamp-core $(VENV)/.stamp-space $@
 
 $(VENV)/.stamp-dev: setup.py constraints.txt
 	$(call install,[dev])
-	@touch $(VENV)/.stamp-core $(VENV)/.stamp-test $@
+	$(install_fidelity)
+	$(install_browser)
+	@touch $(VENV)/.stamp-core $(VENV)/.stamp-space $(VENV)/.stamp-test $@
 
 install: $(VENV)/.stamp-dev  ## the package in .venv, editable, with everything to develop it
 
 demo: $(VENV)/.stamp-core  ## draw a grid of images with the embedded model into demo/
 	$(BIN)/diffusers-sde sample --num-images 16 --steps $(STEPS) --seed 0 --output demo --grid
 	@echo "The grid: $(CURDIR)/demo/grid.png"
+
+$(VENV)/.stamp-space: setup.py constraints.txt
+	$(call install,[demo])
+	@touch $(VENV)/.stamp-core $@
+
+space: $(VENV)/.stamp-space  ## the Gradio Space on this machine, with the embedded models
+	$(BIN)/python spaces/app.py
 
 test: $(VENV)/.stamp-test  ## the tests, in under 10 minutes on 2 cores
 	@$(OFFLINE) $(PARALLEL)

@@ -34,10 +34,20 @@ CORE = [
     "safetensors>=0.4.3",
     "torch>=2.6",
 ]
-TRAIN = ["accelerate>=1.0", "datasets>=3.0", "tensorboard>=2.15"]
-EVAL = ["torch-fidelity>=0.3", "transformers>=4.45"]
-DEMO = ["gradio>=5.0"]
-TEST = [*TRAIN, "pytest>=8.0", "pytest-xdist>=3.6", "scipy>=1.11", "torchdiffeq>=0.2.4"]
+TRAIN = ["accelerate>=1.0", "datasets>=3.0", "matplotlib>=3.8", "tensorboard>=2.15"]
+EVAL = ["datasets>=3.0", "torch-fidelity>=0.3", "transformers>=4.45"]
+DEMO = ["gradio>=6.0", "matplotlib>=3.8"]
+# torch-fidelity is left out: it brings torchvision, which fits one build of torch only. `make` installs it alone.
+TEST = [
+    *TRAIN,
+    *DEMO,
+    "playwright>=1.50",
+    "pytest>=8.0",
+    "pytest-xdist>=3.6",
+    "scipy>=1.11",
+    "torchdiffeq>=0.2.4",
+    "transformers>=4.45",
+]
 DEV = [*TEST, "pre-commit>=4.0", "ruff>=0.12"]
 
 setup(
@@ -67,6 +77,7 @@ setup(
             "assets/**/*.json",
             "assets/**/*.md",
             "configs/**/*.json",
+            "evaluation/*.json",
         ],
     },
     install_requires=CORE,

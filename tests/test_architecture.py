@@ -31,10 +31,11 @@ ALLOWED = {
     "seeding": set(),
     "image_folder": {PACKAGE, "assets", "pipelines"},  # the top for __version__
     "sampling": {"image_folder", "pipelines", "seeding"},
+    "suggest": {"sde", "configs", "evaluation", "image_folder", "pipelines", "seeding", "training"},
     "commands": {"image_folder", "pipelines", "sde", "seeding", "training"},
 }
 LAZY = {
-    "commands": {"assets", "models", "evaluation"},
+    "commands": {"assets", "models", "evaluation", "suggest"},
     "conversion": {"pipelines"},
     "training": {PACKAGE, "conversion"},
     "evaluation": {PACKAGE, "assets"},
@@ -47,7 +48,9 @@ NEVER_AT_MODULE_LEVEL = {
     "matplotlib",
     "msgpack",
     "scipy",
+    "torch_fidelity",
     "torchdiffeq",
+    "torchvision",
     "transformers",
 }
 

@@ -1,23 +1,27 @@
 #!/usr/bin/env python
-"""Evaluate a score network on a data set.
+"""Evaluate a score network.
 
-torchrun --nproc-per-node 2 training/eval_sde.py --bpd --model my-model --data photos/ --split test --output bpd.json
+accelerate launch training/eval_sde.py --metrics loss,fid,is --model my-model --data photos/ --output result.json
+accelerate launch training/eval_sde.py --bpd --model my-model --data photos/ --split test --output bpd.json
 
-`--bpd` takes the options of `diffusers-sde likelihood`, see `--bpd --help`. Processes share the images and never wait
-for each other, so they may need different numbers of network evaluations.
+The options are those of `diffusers-sde evaluate`, see `--help`; with `--bpd` those of `diffusers-sde likelihood`,
+which measures bits per dimension alone, with more options. Processes share the work and never wait for each other.
 """
 
 import sys
 
-from diffusers_sde.cli import likelihood
-
 
 def main(argv=None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
-    if "--bpd" not in argv:
-        sys.exit("nothing to evaluate; give --bpd, and see --bpd --help for its options.")
-    argv.remove("--bpd")
-    likelihood.main(args=argv, prog_name="eval_sde.py --bpd")
+    if "--bpd" in argv:
+        from diffusers_sde.cli import likelihood
+
+        argv.remove("--bpd")
+        likelihood.main(args=argv, prog_name="eval_sde.py --bpd")
+    else:
+        from diffusers_sde.commands.evaluate import evaluate
+
+        evaluate.main(args=argv, prog_name="eval_sde.py")
 
 
 if __name__ == "__main__":

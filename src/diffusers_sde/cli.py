@@ -6,7 +6,10 @@ import click
 
 from . import __version__
 from .commands.conditional import class_conditional, colorize, edit, inpaint, restore
+from .commands.evaluate import evaluate
 from .commands.options import DTYPES, model_options, report_errors
+from .commands.stats import stats
+from .commands.suggest import suggest
 from .sde import corrector_names, predictor_names
 
 
@@ -16,7 +19,7 @@ def main() -> None:
     """Score-based generative modelling through SDEs, on diffusers."""
 
 
-for command in (inpaint, colorize, class_conditional, restore, edit):
+for command in (inpaint, colorize, class_conditional, restore, edit, evaluate, stats, suggest):
     main.add_command(command)
 
 

@@ -62,7 +62,7 @@ def run_class_conditional(
     labels: list[int], classifier: Path | None, guidance_scale: float, num_images: int, options: dict
 ) -> None:
     """Draw images of classes."""
-    from ..evaluation.likelihood import fingerprint
+    from ..evaluation.provenance import fingerprint
     from ..models import NoiseConditionalClassifier
     from ..pipelines.pipeline_score_sde_class_conditional import ScoreSdeClassConditionalPipeline
 

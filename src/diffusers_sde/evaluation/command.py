@@ -1,6 +1,8 @@
 """What `diffusers-sde likelihood` does."""
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
@@ -74,19 +76,21 @@ def run_likelihood(
         num_processes=count,
     )
     evaluation.claim(overwrite)
-    result = _with_progress(evaluation, show=index == 0)
+    with progress_bar("images", len(evaluation.share), show=index == 0) as advance:
+        result = evaluation.run(advance)
     click.echo(describe(result, output) if result else f"process {index} of {count} is done; others are not yet.")
     return result
 
 
-def _with_progress(evaluation: LikelihoodEvaluation, show: bool) -> dict | None:
+@contextmanager
+def progress_bar(description: str, total: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """A bar on the terminal; gives the function that moves it on by a number."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    total = len(range(evaluation.process_index, evaluation.num_images, evaluation.num_processes))
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, disable=not show) as progress:
-        task = progress.add_task("images", total=total)
-        return evaluation.run(lambda done: progress.advance(task, done))
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.advance(task, done)
 
 
 def describe(result: dict, output: Path) -> str:

@@ -14,8 +14,8 @@ class SplitImages:
     Args:
         dataset: name on the Hub, a folder of images or parquet files, or one parquet file.
         split: its name, "test" for instance.
-        size: (height, width) that the network takes.
-        channels: that the network takes.
+        size: (height, width) that the network takes; of the first image if `None`.
+        channels: that the network takes; of the first image if `None`.
         config_name: configuration of the data set on the Hub.
         image_column: by default the first that holds images.
         pad: whether smaller images get a black border.
@@ -29,8 +29,8 @@ class SplitImages:
         self,
         dataset: str,
         split: str,
-        size: tuple[int, int],
-        channels: int,
+        size: tuple[int, int] | None = None,
+        channels: int | None = None,
         *,
         config_name: str | None = None,
         image_column: str | None = None,
@@ -48,6 +48,11 @@ class SplitImages:
         column = find_image_column(self.rows.features, image_column)
         self.rows = self.rows.select_columns([column]).cast_column(column, datasets.Image())
         self.column, self.resize = column, resize
+        self._who = "the first image has" if size is None else "the network takes"
+        if size is None or channels is None:
+            first = self._first_image(f"split {split!r} of {dataset}")
+            size = (first.height, first.width) if size is None else size
+            channels = (3 if first.mode == "P" else len(first.getbands())) if channels is None else channels
         self.format = ImageFormat(size, channels, convert=resize, pad=pad, center_crop=True)
 
     def __len__(self) -> int:
@@ -59,10 +64,15 @@ class SplitImages:
         fits = image.size == (width, height) or (self.format.pad and image.width <= width and image.height <= height)
         if not (fits or self.resize):
             raise ValueError(
-                f"image {index} has {image.height} x {image.width} pixels, the network takes {height} x {width}. Pad "
+                f"image {index} has {image.height} x {image.width} pixels, {self._who} {height} x {width}. Pad "
                 "small images with --pad, as in training, or resize with --resize; both change what is measured."
             )
         return torch.from_numpy(self.format.crop(self.format.prepare(image)))
+
+    def _first_image(self, name: str):
+        if len(self.rows) == 0:
+            raise ValueError(f"{name} is empty; give one with images.")
+        return self.rows[0][self.column]
 
 
 def _local_split(path: Path, split: str) -> dict:
