@@ -47,10 +47,21 @@ def test_full_size_networks_have_the_official_number_of_parameters():
 
 
 def test_flags_win_over_the_configuration():
-    args = parse("--config", CIFAR, "--learning_rate", "3e-4", "--no-random_flip", "--sigma_max", "90", "--snr", "0.2")
+    argv = (
+        "--learning_rate",
+        "3e-4",
+        "--no-random_flip",
+        "--sigma_max",
+        "90",
+        "--snr",
+        "0.2",
+        "--sampling_eps",
+        "1e-4",
+    )
+    args = parse("--config", CIFAR, *argv)
     assert (args.learning_rate, args.random_flip, args.lr_warmup_steps) == (3e-4, False, 5000)
     config = build_scheduler(args).config
-    assert (config.sigma_max, config.snr, config.corrector) == (90, 0.2, "langevin")
+    assert (config.sigma_max, config.snr, config.sampling_eps, config.corrector) == (90, 0.2, 1e-4, "langevin")
 
 
 def test_flags_of_data_and_noise_reach_the_network():

@@ -2,13 +2,17 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedType
 from safetensors.torch import load_file
 
 from diffusers_sde.training import list_checkpoints, train
 from diffusers_sde.training.accelerator import resolve_batch_sizes
+from diffusers_sde.training.guard import FiniteGuard
 from diffusers_sde.training.history import read_history
 from tests.training.launching import launch
 
@@ -132,3 +136,61 @@ def test_what_a_run_says_of_itself(make_args, tmp_path, options):
     assert set(entry) == expected | {f"loss/level_{level}" for level in range(5)}
     assert entry["ema_decay"] == pytest.approx(13 / 22)  # (1 + n) / (10 + n) for n = 12
     assert entry["epoch"] == pytest.approx(12 * 8 / 10)
+
+
+@pytest.mark.parametrize("kind", ["FSDP", "DEEPSPEED", "MEGATRON_LM"])
+def test_sharded_weights_are_refused(make_args, monkeypatch, kind):
+    """Nothing would tell that averages and checkpoints are of a shard only."""
+    monkeypatch.setattr("accelerate.Accelerator.distributed_type", DistributedType(kind))
+    with pytest.raises(ValueError, match=f"asks for {kind}, which shards the weights"):
+        train(make_args())
+
+
+def test_less_memory_and_more_speed_change_no_step(make_args, tmp_path, options):
+    one = tmp_path / "one"
+    train(make_args(output_dir=one, **options))
+    for name in ("gradient_checkpointing", "no-channels_last"):
+        train(make_args(output_dir=tmp_path / name, **options | {name: True}))
+        assert_same_run(one, tmp_path / name)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_makes_the_same_steps(make_args, tmp_path, options):
+    one, compiled = tmp_path / "one", tmp_path / "compiled"
+    train(make_args(output_dir=one, **options))
+    train(make_args(output_dir=compiled, torch_compile=True, **options))
+    assert_same_run(one, compiled)
+
+
+def test_bfloat16_follows_float32(make_args, tmp_path, options):
+    one, half = tmp_path / "one", tmp_path / "half"
+    train(make_args(output_dir=one, **options))
+    AcceleratorState._reset_state(reset_partial_state=True)
+    train(make_args(output_dir=half, mixed_precision="bf16", **options))
+    torch.testing.assert_close(losses(half), losses(one), rtol=0.02, atol=0)
+    assert all(tensor.dtype == torch.float32 for tensor in load_file(half / "unet" / WEIGHTS).values())
+
+
+@pytest.mark.parametrize("sde", ["ve", "vp", "subvp"])
+def test_sliced_score_matching_trains(make_args, write_network, tmp_path, options, sde):
+    """Through attention, whose fused kernels have no second derivative."""
+    network = {} if sde == "ve" else {"time_embedding_type": "positional", "scale_by_sigma": False}
+    options = options | {"model_config_name_or_path": write_network(dropout=0.0, attn_resolutions=[4], **network)}
+    run = tmp_path / sde
+    train(make_args(output_dir=run, sde=sde, loss="sliced", **options | {"max_train_steps": 40}))
+    curve = losses(run)
+    assert curve.isfinite().all()
+    assert curve[-10:].mean() < curve[:10].mean()
+
+
+def test_a_scaler_that_skips_steps_is_given_time():
+    """In float16 overflows are the scaler's way to its scale."""
+    plain, scaled = (
+        FiniteGuard(None if s else SimpleNamespace(), torch.device("cpu"), scaled=s) for s in (False, True)
+    )
+    for step in range(1, 31):
+        assert plain.check(torch.tensor(torch.inf)) == scaled.check(torch.tensor(torch.nan)) == 1
+        assert (plain.gives_up(step), scaled.gives_up(step)) == (step >= 10, step >= 30)
+    assert plain.optimizer.found_inf == 1
+    assert scaled.check(torch.tensor(3.0)) == 0
+    assert not scaled.gives_up(31)

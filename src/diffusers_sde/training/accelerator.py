@@ -5,6 +5,7 @@ from datetime import timedelta
 from pathlib import Path
 
 DEFAULT_BATCH_SIZE = 16
+_SHARDED = ("FSDP", "DEEPSPEED", "MEGATRON_LM")
 
 
 def resolve_batch_sizes(args: argparse.Namespace, num_processes: int) -> None:
@@ -34,8 +35,8 @@ def build_accelerator(args: argparse.Namespace):
     """The `Accelerator` of a run, with the batch sizes of `args` resolved for its number of processes.
 
     Raises:
-        ValueError: if the precision is not possible on this device, the logger is not installed, or the images of a
-            step cannot be shared out evenly.
+        ValueError: if the precision is not possible on this device, the logger is not installed, the weights would be
+            sharded, or the images of a step cannot be shared out evenly.
     """
     from accelerate import Accelerator, InitProcessGroupKwargs
     from accelerate.utils import ProjectConfiguration, is_tensorboard_available, is_wandb_available
@@ -53,6 +54,12 @@ def build_accelerator(args: argparse.Namespace):
         # Other processes wait while the main one draws a grid.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(hours=2))],
     )
+    if accelerator.distributed_type in _SHARDED:
+        raise ValueError(
+            f"the accelerate configuration asks for {accelerator.distributed_type.value}, which shards the weights; "
+            "the weight average and the checkpoints here need them whole. These networks fit one device: choose plain "
+            "data parallelism by `accelerate config`, and --gradient_checkpointing for less memory."
+        )
     resolve_batch_sizes(args, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     return accelerator

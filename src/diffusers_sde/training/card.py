@@ -95,10 +95,16 @@ def draw_curves(history: list[dict], path: Path) -> bool:
     levels = sorted({key for entry in entries for key in entry if key.startswith("loss/level_")})
     for i, key in enumerate(levels):
         values = [entry.get(key) for entry in entries]
-        left.plot(steps, [float("nan") if v is None else v for v in values], alpha=0.6, label=f"t {i}/{len(levels)}")
+        left.plot(
+            steps,
+            [float("nan") if v is None else v for v in values],
+            alpha=0.6,
+            label=f"t < {(i + 1) / len(levels):g}",
+        )
     right.plot(steps, [entry["gradient_norm"] for entry in entries], color="black")
     for axes, title in ((left, "loss, by noise level"), (right, "gradient norm")):
-        axes.set(title=title, xlabel="step", yscale="log")
+        lowest = min(min(line.get_ydata()) for line in axes.lines)
+        axes.set(title=title, xlabel="step", yscale="log" if lowest > 0 else "linear")
         axes.grid(alpha=0.3)
     left.legend(fontsize=7)
     figure.savefig(path, dpi=110)
