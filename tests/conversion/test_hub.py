@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 import diffusers_sde
 from diffusers_sde.conversion import convert_checkpoint
-from tests.checkpoints import arrays, description, relative_error
+from tests.checkpoints import FOLDER, arrays, description, relative_error
 from tests.hub import TOKEN, stand_in_hub
 
 NAME = "ve_ncsnpp_continuous"
@@ -20,14 +20,13 @@ REPOSITORY = "somebody/ncsnpp-tiny"
 LOAD = """
 import sys
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 import diffusers_sde
 from diffusers import DiffusionPipeline
-from tests.checkpoints import arrays
 
 pipe = DiffusionPipeline.from_pretrained(sys.argv[1])
 assert type(pipe) is diffusers_sde.ScoreSdePipeline, type(pipe)
-recorded = arrays(sys.argv[2])
+recorded = load_file(sys.argv[2])
 with torch.no_grad():
     save_file({"output": pipe.unet(recorded["x"], recorded["labels"]).sample}, sys.argv[3])
 """
@@ -42,7 +41,6 @@ def hub():
 @pytest.fixture
 def python(hub, tmp_path):
     """Run an interpreter that takes the stand-in for the Hub; its messages, or those of its failure if `fails`."""
-    root = Path(__file__).parents[2]
     environment = os.environ | {
         "HF_ENDPOINT": hub.endpoint,
         "HF_HOME": str(tmp_path / "home"),
@@ -51,7 +49,7 @@ def python(hub, tmp_path):
         "HF_HUB_OFFLINE": "0",
         "HF_TOKEN": TOKEN,
         "NO_PROXY": "127.0.0.1",
-        "PYTHONPATH": os.pathsep.join([str(Path(diffusers_sde.__file__).parents[1]), str(root)]),
+        "PYTHONPATH": str(Path(diffusers_sde.__file__).parents[1]),
     }
 
     def run(*command, fails=False, **changes):
@@ -101,7 +99,7 @@ def test_round_trip(hub, push, python, tmp_path):
     }
     assert f'from_pretrained("{REPOSITORY}")' in files["README.md"].decode()
 
-    python("-c", LOAD, REPOSITORY, NAME, tmp_path / "output.safetensors")
+    python("-c", LOAD, REPOSITORY, FOLDER / f"{NAME}.safetensors", tmp_path / "output.safetensors")
     output = load_file(tmp_path / "output.safetensors")["output"]
     assert relative_error(output, arrays(NAME)["output_ema"]) < 2e-5
     weights = f"GET /{REPOSITORY}/resolve/{hub.revision(REPOSITORY)}/unet/diffusion_pytorch_model.safetensors"
@@ -140,6 +138,6 @@ def test_the_converted_pipeline_pushes_by_itself(hub, checkpoint, python, tmp_pa
     )
     python("-c", script, tmp_path / "pipe", "somebody/other")
     assert json.loads(hub.files("somebody/other")["model_index.json"])["_class_name"] == "ScoreSdePipeline"
-    python("-c", LOAD, "somebody/other", NAME, tmp_path / "output.safetensors")
+    python("-c", LOAD, "somebody/other", FOLDER / f"{NAME}.safetensors", tmp_path / "output.safetensors")
     output = load_file(tmp_path / "output.safetensors")["output"]
     assert relative_error(output, arrays(NAME)["output_ema"]) < 2e-5
