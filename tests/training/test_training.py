@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,9 +18,9 @@ from safetensors.torch import load_file
 import diffusers_sde
 from diffusers_sde.training import Trainer, loop, train
 from diffusers_sde.training.ema import averaged_weights
+from tests.training.launching import launch
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-SCRIPT = Path(__file__).parents[2] / "training" / "train_sde.py"
 
 
 def checkpoint_names(folder):
@@ -311,15 +309,6 @@ def test_push_to_hub_creates_the_repository_first_and_uploads_last(make_args, tm
     assert complete
     assert (upload["repo_id"], upload["commit_message"]) == ("me/run", "Step 4")
     assert "checkpoint-*" in upload["ignore_patterns"]
-
-
-def launch(argv, folder):
-    """Run the script as users do, on the CPU; returns its output."""
-    source = str(Path(diffusers_sde.__file__).parents[1])
-    environment = os.environ | {"PYTHONPATH": source, "HF_HOME": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--cpu", "--num_processes", "1", str(SCRIPT), *argv]
-    result = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=300)
-    return result.returncode, result.stdout + result.stderr
 
 
 def test_accelerate_launch_and_resume_in_other_processes(make_argv, tmp_path):
