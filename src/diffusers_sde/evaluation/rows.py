@@ -8,6 +8,7 @@ puts the result together.
 import json
 import math
 import os
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,7 +17,7 @@ from .provenance import as_json, claim, model_settings, versions
 
 
 @dataclass
-class RowEvaluation:
+class RowEvaluation(ABC):
     """Rows in the making; a subclass says what is measured.
 
     Args:
@@ -114,16 +115,17 @@ class RowEvaluation:
             return None
         return self._write_result([found[index] for index in range(self.num_images)])
 
+    @abstractmethod
     def own_settings(self) -> dict:
         """What else fixes a row of this kind."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _measure(self, indices: list[int]) -> list[dict]:
         """One row per image, with its number as "index"; no NaN and no infinity, which JSON lacks, see `plain`."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _write_result(self, rows: list[dict]) -> dict:
-        raise NotImplementedError
+        """Write the result of all rows, in the order of their index, and return it."""
 
 
 def mean_and_error(values: list[float | None]) -> dict:

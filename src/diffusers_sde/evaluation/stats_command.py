@@ -1,12 +1,13 @@
 """What `diffusers-sde stats` does."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import torch
+from torch.utils.data import Subset
 
+from .command import progress_bar
 from .extractors import load_extractor
+from .quality import blocks
 from .splits import SplitImages
 from .statistics import FeatureStatistics, compute_statistics
 
@@ -50,7 +51,9 @@ def run_stats(dataset: str, output: Path, extractor: str, options: dict) -> Feat
         **preparation,
     }
     network = load_extractor(extractor, options["device"])
-    statistics = _with_progress(_batches(images, count, options["batch_size"]), network, provenance, count)
+    batches = blocks(Subset(images, range(count)), options["batch_size"])
+    with progress_bar("images", count, show=True) as advance:
+        statistics = compute_statistics(batches, network, provenance=provenance, on_progress=advance)
     statistics.save(output)
     click.echo(f"{count} images of {dataset}, split {options['split']}, {' x '.join(map(str, shape))}")
     click.echo(f"images: sha256 {statistics.provenance['images_sha256']}")
@@ -59,21 +62,3 @@ def run_stats(dataset: str, output: Path, extractor: str, options: dict) -> Feat
         click.echo(note)
     click.echo(f"statistics: {output}")
     return statistics
-
-
-def _batches(images: SplitImages, count: int, batch_size: int) -> Iterator[torch.Tensor]:
-    for start in range(0, count, batch_size):
-        yield torch.stack([images[index] for index in range(start, min(start + batch_size, count))])
-
-
-def _with_progress(batches: Iterator[torch.Tensor], extractor, provenance: dict, total: int) -> FeatureStatistics:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns) as progress:
-        task = progress.add_task("images", total=total)
-
-        def advance(done: int) -> None:
-            progress.advance(task, done)
-
-        return compute_statistics(batches, extractor, provenance=provenance, on_progress=advance)
