@@ -124,6 +124,7 @@ def test_what_a_run_says_of_itself(make_args, tmp_path, options):
         "library_name: diffusers",
         "![Samples](samples/step-12.png)",
         "![Loss and gradient norm](curves.png)",
+        "The weights are an exponential moving average with decay 0.999.",
         "8 images x 1 passes x 1 processes = 8 images per step",
         "    --learning_rate 0.001 \\\n",
         "    --random_flip \\\n",

@@ -41,7 +41,8 @@ def write_card(folder: Path, output_dir: Path, args, network, scheduler, step: i
         f"---\n{metadata}\n---",
         f"# {name}",
         f"A score-based generative model of images ({sde} SDE) after [Song et al. 2021]"
-        f"(https://arxiv.org/abs/2011.13456), trained for {step} steps on `{Path(data).name if data else '-'}`.",
+        f"(https://arxiv.org/abs/2011.13456), trained for {step} steps on `{Path(data).name if data else '-'}`. "
+        f"The weights are an exponential moving average with decay {args.ema_decay:g}.",
         f"![Samples](samples/{grids[-1].name})" if grids else "",
         "## Use\n\n```python\nimport diffusers_sde\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{name}")\nimage = pipeline().images[0]\n```',
