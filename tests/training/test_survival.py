@@ -88,11 +88,12 @@ def wait_for_training(process, folder):
 @pytest.mark.parametrize(
     ("kills", "steps"), [(5, 60), pytest.param(30, 250, marks=pytest.mark.slow)], ids=["5 kills", "30 kills"]
 )
-def test_killed_at_random_moments_it_ends_with_the_same_bits(make_argv, make_args, tmp_path, kills, steps):
+def test_killed_at_random_moments_it_ends_with_the_same_bits(make_argv, tmp_path, kills, steps):
     """Each start has time for about a checkpoint and a half: the run gets on, and is killed while it writes, too."""
     options = LONG | {"max_train_steps": steps}
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    train(make_args(output_dir=whole, **options))
+    status, output = launch(make_argv(output_dir=whole, **options), tmp_path)
+    assert status == 0, output[-3000:]
     argv = make_argv(output_dir=broken, resume_from_checkpoint="latest", **options)
     met = kill_until_done(argv, tmp_path, kills, seed=kills, lasting=1.0)
     assert met >= kills

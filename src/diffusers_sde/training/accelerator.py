@@ -32,7 +32,7 @@ def resolve_batch_sizes(args: argparse.Namespace, num_processes: int) -> None:
 
 
 def build_accelerator(args: argparse.Namespace):
-    """The `Accelerator` of a run, with the batch sizes of `args` resolved for its number of processes.
+    """The `Accelerator` of a run, with precision and batch sizes of `args` resolved.
 
     Raises:
         ValueError: if the precision is not possible on this device, the logger is not installed, the weights would be
@@ -60,6 +60,7 @@ def build_accelerator(args: argparse.Namespace):
             "the weight average and the checkpoints here need them whole. These networks fit one device: choose plain "
             "data parallelism by `accelerate config`, and --gradient_checkpointing for less memory."
         )
+    args.mixed_precision = accelerator.mixed_precision
     resolve_batch_sizes(args, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     return accelerator

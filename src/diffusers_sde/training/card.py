@@ -10,13 +10,12 @@ from .plan import describe_plan
 CURVES_NAME = "curves.png"
 
 
-def write_card(folder: Path, output_dir: Path, args, network, scheduler, step: int, num_processes: int) -> None:
-    """Write README.md, and the curves as a picture, into `folder`.
+def write_card(output_dir: Path, args, network, scheduler, step: int, num_processes: int) -> None:
+    """Write README.md, and the curves as a picture, each complete or as before.
 
     Args:
-        folder: of the result.
         output_dir: of the run, with its history and sample grids.
-        args: of the run, with the batch sizes resolved.
+        args: of the run, with precision and batch sizes resolved.
         network: that was trained.
         scheduler: of its SDE.
         step: optimiser steps taken.
@@ -25,7 +24,7 @@ def write_card(folder: Path, output_dir: Path, args, network, scheduler, step: i
     from huggingface_hub import ModelCardData
 
     history = read_history(output_dir)
-    curves = draw_curves(history, folder / CURVES_NAME)
+    curves = draw_curves(history, output_dir / CURVES_NAME)
     sde = type(scheduler.sde).__name__.removesuffix("SDE").replace("Sub", "sub-")
     data = args.data or args.dataset_name or args.train_data_dir
     metadata = ModelCardData(
@@ -51,7 +50,9 @@ def write_card(folder: Path, output_dir: Path, args, network, scheduler, step: i
         f"![Loss and gradient norm]({CURVES_NAME})" if curves else "",
         _table(history),
     ]
-    (folder / "README.md").write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    partial = output_dir / ".partial-README.md"
+    partial.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
+    partial.replace(output_dir / "README.md")
 
 
 def command(args) -> str:
@@ -108,7 +109,9 @@ def draw_curves(history: list[dict], path: Path) -> bool:
         axes.set(title=title, xlabel="step", yscale="log" if lowest > 0 else "linear")
         axes.grid(alpha=0.3)
     left.legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+    partial = path.with_name(f".partial-{path.name}")
+    figure.savefig(partial, dpi=110, format="png")
+    partial.replace(path)
     return True
 
 

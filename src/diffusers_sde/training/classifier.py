@@ -113,7 +113,7 @@ class ClassifierTrainer(Trainer):
     def _result(self, network: torch.nn.Module) -> torch.nn.Module:
         return network
 
-    def _describe_result(self, folder: Path) -> None:
+    def _describe_result(self) -> None:
         pass
 
     def _finish(self) -> None:

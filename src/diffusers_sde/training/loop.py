@@ -396,11 +396,13 @@ class Trainer:
     def _finish(self) -> None:
         if self.saved_step != self.step:
             self._save()
-        if self.args.save_images_steps and not self.stop.terminated:
-            self._sample()
         if self.accelerator.is_main_process:
             self._save_result()
         self.accelerator.wait_for_everyone()
+        if self.args.save_images_steps and not self.stop.terminated:
+            self._sample()
+        if self.accelerator.is_main_process:
+            self._describe_result()
         if self.repository is not None:
             hub.upload(self.args, self.repository, self.step)
 
@@ -410,9 +412,9 @@ class Trainer:
 
         return ScoreSdePipeline(unet=network, scheduler=self.scheduler)
 
-    def _describe_result(self, folder: Path) -> None:
+    def _describe_result(self) -> None:
         processes = self.accelerator.num_processes
-        write_card(folder, self.output_dir, self.args, self.network, self.scheduler, self.step, processes)
+        write_card(self.output_dir, self.args, self.network, self.scheduler, self.step, processes)
 
     def _save_result(self) -> None:
         """Write the result to the output folder, each part complete or as before."""
@@ -420,7 +422,6 @@ class Trainer:
         shutil.rmtree(partial, ignore_errors=True)
         with averaged_weights(self.network, self.ema) as network:
             self._result(network).save_pretrained(partial)
-        self._describe_result(partial)
         for entry in sorted(partial.iterdir()):
             if entry.is_dir():
                 checkpoints.replace_folder(entry, self.output_dir / entry.name)

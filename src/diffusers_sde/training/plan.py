@@ -7,13 +7,14 @@ import torch
 from .components import image_size, is_centered_by_network
 
 _GB = 1e9
+_PRECISIONS = {"no": "float32", "fp16": "float16", "bf16": "bfloat16", "fp8": "float8"}
 
 
 def describe_plan(args: argparse.Namespace, network: torch.nn.Module, scheduler, num_processes: int) -> list[str]:
     """Network, SDE, loss, optimiser, batch and memory of a run, one line each.
 
     Args:
-        args: with the batch sizes resolved.
+        args: with precision and batch sizes resolved.
         network: on any device, the meta device included.
         scheduler: of the SDE.
         num_processes: of the run.
@@ -26,7 +27,6 @@ def describe_plan(args: argparse.Namespace, network: torch.nn.Module, scheduler,
         f"AdamW, learning rate {args.learning_rate:g} ({args.lr_scheduler}, {args.lr_warmup_steps} steps of warm-up), "
         f"betas {args.adam_beta1:g} and {args.adam_beta2:g}, {clipping}, weight average {args.ema_decay:g}"
     )
-    precision = args.mixed_precision or "as accelerate says"
     return [
         f"network: {type(network).__name__}, {parameters / 1e6:.2f} M parameters, images of {height} x {width} pixels "
         f"and {network.config.in_channels} channels in {'[0, 1]' if is_centered_by_network(network) else '[-1, 1]'}",
@@ -35,7 +35,7 @@ def describe_plan(args: argparse.Namespace, network: torch.nn.Module, scheduler,
         f"{args.loss_reduction} over the values of an image",
         f"optimiser: {optimizer}",
         f"batch: {per_pass} images x {passes} passes x {num_processes} processes = "
-        f"{per_pass * passes * num_processes} images per step; precision {precision}",
+        f"{per_pass * passes * num_processes} images per step; precision {_PRECISIONS[args.mixed_precision]}",
     ]
 
 
