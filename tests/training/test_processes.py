@@ -1,5 +1,6 @@
 """Two processes, or several passes per step, make the steps of one process with a larger batch."""
 
+import ctypes
 import json
 import shutil
 from types import SimpleNamespace
@@ -14,6 +15,7 @@ from diffusers_sde.training import list_checkpoints, train
 from diffusers_sde.training.accelerator import resolve_batch_sizes
 from diffusers_sde.training.guard import FiniteGuard
 from diffusers_sde.training.history import read_history
+from diffusers_sde.training.memory import keep_freed_memory
 from tests.training.launching import launch
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -153,6 +155,12 @@ def test_less_memory_and_more_speed_change_no_step(make_args, tmp_path, options)
     for name in ("gradient_checkpointing", "no-channels_last"):
         train(make_args(output_dir=tmp_path / name, **options | {name: True}))
         assert_same_run(one, tmp_path / name)
+
+
+def test_memory_is_kept_where_the_c_library_can(monkeypatch):
+    assert keep_freed_memory() is hasattr(ctypes.CDLL(None), "mallopt")
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: SimpleNamespace())
+    assert keep_freed_memory() is False
 
 
 @pytest.mark.slow

@@ -22,6 +22,7 @@ from .guard import FiniteGuard
 from .history import History
 from .images import ImageFormat
 from .losses import denoising_score_matching_loss, sliced_score_matching_loss
+from .memory import keep_freed_memory
 from .options import SECRETS, check_args
 from .plan import describe_memory, describe_plan
 from .progress import LevelMeans, Progress
@@ -186,6 +187,8 @@ class Trainer:
 
         args, accelerator = self.args, self.accelerator
         check_fit(self.network, self.scheduler)
+        if accelerator.device.type == "cpu":
+            keep_freed_memory()
         if args.channels_last:
             self.network.to(memory_format=torch.channels_last)
         optimizer = torch.optim.AdamW(
