@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check $(if $(CI),-q)
 # One thread per worker: the tests' networks are small, and workers that share cores slow each other down.
 OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
-PYTEST := $(BIN)/pytest -q
+PYTEST := $(BIN)/pytest -q -rs
 PARALLEL := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTEST) -n $(WORKERS) --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -39,8 +39,8 @@ endef
 
 # A browser for the tests of the Space: there already, or from Debian's packages; without one these tests are skipped.
 define install_browser
-	@command -v chromium chromium-browser google-chrome >/dev/null || \
-	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+	@if { command -v chromium || command -v chromium-browser || command -v google-chrome; } >/dev/null; then :; \
+	elif [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
 		echo "Installing Chromium for the tests of the Space."; \
 		{ apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium >/dev/null; } \
 			|| echo "Chromium cannot be installed: the browser tests will be skipped."; \
