@@ -94,6 +94,14 @@ def test_sources_that_do_not_exist_or_hold_no_images(tmp_path, load):
         load_images(dataset_name="a", train_data_dir="b")
 
 
+def test_a_name_that_is_neither_here_nor_on_the_hub(tmp_path, monkeypatch, cache_dir):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    with pytest.raises(
+        ValueError, match=r"the train split of .*nowhere cannot be read: .* Give a folder or file that"
+    ):
+        load_images(dataset_name=str(tmp_path / "nowhere"), cache_dir=cache_dir)
+
+
 def test_the_image_column_is_found_by_type_not_by_name(tmp_path, write_parquet, load):
     write_parquet(tmp_path / "train.parquet", [picture(0)], column="photo")
     assert load(tmp_path).column_names == ["image"]

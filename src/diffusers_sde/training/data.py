@@ -50,10 +50,10 @@ def load_images(
         source = local_files(Path(train_data_dir))
     try:
         dataset = _open(source, cache_dir, streaming)
-    except (datasets.exceptions.DatasetsError, ValueError) as error:
+    except (datasets.exceptions.DatasetsError, ValueError, OSError) as error:
         raise ValueError(
-            f"the train split of {where} cannot be read: {error} Give another data set, or look up its configurations "
-            "and splits."
+            f"the train split of {where} cannot be read: {error} Give a folder or file that exists, or another data "
+            "set, or look up its configurations and splits."
         ) from error
     if not streaming and len(dataset) == 0:
         raise ValueError(f"the train split of {where} is empty; give one with images.")
