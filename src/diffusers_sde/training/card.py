@@ -4,8 +4,10 @@ import re
 import shlex
 from pathlib import Path
 
+from .data import where_of
 from .history import read_history
 from .plan import describe_plan
+from .presets import preset_defaults, read_preset
 
 CURVES_NAME = "curves.png"
 
@@ -26,12 +28,13 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
     history = read_history(output_dir)
     curves = draw_curves(history, output_dir / CURVES_NAME)
     sde = type(scheduler.sde).__name__.removesuffix("SDE").replace("Sub", "sub-")
-    data = args.data or args.dataset_name or args.train_data_dir
+    where = where_of(args)
+    data = where["dataset_name"] or Path(where["train_data_dir"]).name
     metadata = ModelCardData(
         library_name="diffusers",
         pipeline_tag="unconditional-image-generation",
         tags=["diffusers", "score-sde", "unconditional-image-generation"],
-        datasets=[args.dataset_name] if args.dataset_name else None,
+        datasets=[where["dataset_name"]] if where["dataset_name"] else None,
     )
     grids = sorted((output_dir / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-")))
     name = args.hub_model_id or output_dir.resolve().name
@@ -40,7 +43,7 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
         f"---\n{metadata}\n---",
         f"# {name}",
         f"A score-based generative model of images ({sde} SDE) after [Song et al. 2021]"
-        f"(https://arxiv.org/abs/2011.13456), trained for {step} steps on `{Path(data).name if data else '-'}`. "
+        f"(https://arxiv.org/abs/2011.13456), trained for {step} steps on `{data}`. "
         f"The weights are an exponential moving average with decay {args.ema_decay:g}.",
         f"![Samples](samples/{grids[-1].name})" if grids else "",
         "## Use\n\n```python\nimport diffusers_sde\nfrom diffusers import DiffusionPipeline\n\n"
@@ -56,13 +59,15 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
 
 
 def command(args) -> str:
-    """The command line of a run, with what differs from the defaults."""
+    """The command line of a run, with what differs from the defaults, or from those of its configuration."""
     from .options import SECRETS, build_parser
 
-    words = []
-    for action in build_parser()._actions:
-        value = getattr(args, action.dest, action.default)
-        if value == action.default or value is None or action.dest in SECRETS:
+    parser, words = build_parser(), []
+    if args.config is not None:
+        parser.set_defaults(**preset_defaults(read_preset(args.config, args.set)))
+    for action in parser._actions:
+        value, default = getattr(args, action.dest, None), parser.get_default(action.dest)
+        if value == default or value is None or action.dest in SECRETS:
             continue
         flag = action.option_strings[0]
         if value is True:

@@ -21,10 +21,10 @@ import torch.nn.functional as F
 
 from ..models import NoiseConditionalClassifier
 from .components import image_size
-from .data import load_images, local_files
+from .data import load_images, local_files, where_of
 from .ema import averaged_weights
 from .images import ImageFormat
-from .loop import NUM_LEVELS, Trainer, where_of
+from .loop import NUM_LEVELS, Trainer
 from .options import check_args
 from .progress import LevelMeans
 from .randomness import PositionNoise, Purpose

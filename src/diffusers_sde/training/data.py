@@ -1,5 +1,6 @@
 """Finding the images of a data set: by name on the Hub, or as local pictures, parquet, arrow or npz files."""
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,17 @@ if TYPE_CHECKING:
 
 _SAVED_TO_DISK = "saved_to_disk"
 _HELD_OUT = ("test", "validation", "valid", "val", "dev", "eval")
+
+
+def where_of(args: argparse.Namespace) -> dict:
+    """Arguments of `load_images` that say where the data of a run are."""
+    local = args.train_data_dir or (args.data if args.data is not None and Path(args.data).exists() else None)
+    return {
+        "dataset_name": None if local else args.dataset_name or args.data,
+        "dataset_config_name": args.dataset_config_name,
+        "train_data_dir": local,
+        "cache_dir": args.cache_dir,
+    }
 
 
 def load_images(

@@ -23,11 +23,13 @@ class FiniteGuard:
         self.scaled = scaled
         self.limit = SCALED_LIMIT if scaled else LIMIT
         self.in_a_row = torch.zeros((), device=device)
+        self.longest = torch.zeros((), device=device)
 
     def check(self, norm: torch.Tensor) -> torch.Tensor:
         """Have the next optimiser step left out unless `norm` is finite; 1 if it is left out, else 0."""
         skipped = norm.isfinite().logical_not().float()
         self.in_a_row = (self.in_a_row + 1) * skipped
+        self.longest = torch.maximum(self.longest, self.in_a_row)
         if not self.scaled:
             self.optimizer.found_inf = skipped
         return skipped
@@ -36,4 +38,4 @@ class FiniteGuard:
         """Whether too many steps in a row were left out; on a GPU looked at every few steps only."""
         if self.in_a_row.device.type != "cpu" and step % LIMIT:
             return False
-        return bool(self.in_a_row >= self.limit)
+        return bool(self.longest >= self.limit)

@@ -16,7 +16,7 @@ from . import checkpoints, hub, samples
 from .accelerator import build_accelerator
 from .card import write_card
 from .components import build_network, build_scheduler, check_fit, image_size, is_centered_by_network
-from .data import load_images
+from .data import load_images, where_of
 from .ema import averaged_weights
 from .guard import FiniteGuard
 from .history import History
@@ -70,6 +70,7 @@ def tell_plan(args: argparse.Namespace) -> None:
     """Log what a run with these options would do; nothing is read or written."""
     accelerator = build_accelerator(args)
     scheduler = build_scheduler(args)
+    build_times(args, scheduler)
     with torch.device("meta"):
         network = build_network(args)
     check_fit(network, scheduler)
@@ -97,7 +98,9 @@ class Trainer:
         self.resume_from = self._agree_on_resume_point()
         set_seed(args.seed)
         self.scheduler = build_scheduler(args)
+        self.times = build_times(args, self.scheduler)
         self.network = build_network(args)
+        check_fit(self.network, self.scheduler)
         self._prepare_output_dir()
         self.source = self._open_source()
         self.images_per_step = (
@@ -186,7 +189,6 @@ class Trainer:
         from diffusers.training_utils import EMAModel
 
         args, accelerator = self.args, self.accelerator
-        check_fit(self.network, self.scheduler)
         if accelerator.device.type == "cpu":
             keep_freed_memory()
         if args.channels_last:
@@ -211,9 +213,6 @@ class Trainer:
         self.ema.to(accelerator.device)
         checkpoints.register_hooks(accelerator, self.ema)
         self.forward = torch.compile(self.model) if args.torch_compile else self.model
-        self.times = TrainingTimes(
-            self.scheduler, t_min=args.training_eps, weighting=args.loss_weighting, time_sampling=args.time_sampling
-        )
         self.levels = LevelMeans(NUM_LEVELS, 1, accelerator.device)
 
     def _arguments(self) -> dict:
@@ -433,12 +432,12 @@ class Trainer:
         partial.rmdir()
 
 
-def where_of(args: argparse.Namespace) -> dict:
-    """Arguments of `load_images` that say where the data are."""
-    local = args.train_data_dir or (args.data if args.data is not None and Path(args.data).exists() else None)
-    return {
-        "dataset_name": None if local else args.dataset_name or args.data,
-        "dataset_config_name": args.dataset_config_name,
-        "train_data_dir": local,
-        "cache_dir": args.cache_dir,
-    }
+def build_times(args: argparse.Namespace, scheduler) -> TrainingTimes:
+    """Where and with which weights the options train.
+
+    Raises:
+        ValueError: if they have no meaning for this scheduler.
+    """
+    return TrainingTimes(
+        scheduler, t_min=args.training_eps, weighting=args.loss_weighting, time_sampling=args.time_sampling
+    )

@@ -145,8 +145,8 @@ class ImagesStreamed:
 
     def _rows(self, first: int) -> Iterator[tuple[int, dict]]:
         """(position, encoded image) from position `first` on, without end."""
-        epoch, begin = (0, 0) if self.num_images is None else (first // self.num_images, 0)
-        begin = epoch * (self.num_images or 0)
+        epoch = 0 if self.num_images is None else first // self.num_images
+        begin = 0 if self.num_images is None else epoch * self.num_images
         while True:
             shuffled = self.dataset.shuffle(seed=epoch_seed(self.seed, epoch), buffer_size=self.buffer_size)
             position = begin - 1
