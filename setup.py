@@ -26,6 +26,7 @@ def read_readme() -> str:
 CORE = [
     "click>=8.1",
     "diffusers>=0.38",
+    "filelock>=3.12",
     "huggingface_hub>=0.34",
     "msgpack>=1.0",
     "numpy>=1.26",

@@ -25,6 +25,7 @@ ALLOWED = {
     "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs"},
     "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training"},
     "conversion": {"models", "schedulers", "configs"},
+    "store": set(),
     "assets": set(),
     "registration": set(),
     "configs": set(),
