@@ -1,5 +1,5 @@
-# What each target does: `make help`. Needs Python 3.10 or newer (3.11 for the tested versions of constraints.txt)
-# and, for the first run of a target, a package index. pip's own settings choose the build of PyTorch.
+# Each target's purpose: `make help`. Needs Python 3.11 or newer and, for the first run of a target, a package index.
+# pip's own settings choose the build of PyTorch.
 
 PYTHON ?= python3
 WORKERS ?= 2
@@ -24,17 +24,17 @@ help:  ## this list
 
 # $(call install,EXTRA): torch first, so that its one large download is seen as such and happens once.
 define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "$$($(PYTHON) --version) is too old: Python 3.11 or newer is needed; name one: make PYTHON=python3.12"; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "Installing diffusers_sde$(1) into $(VENV); the first time takes a few minutes."
-	@tested=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
-	test -n "$$tested" || echo "Python below 3.11: taking the newest versions that fit, not the tested ones."; \
-	$(PIP) install $$tested torch && $(PIP) install $$tested -e '.$(1)'
+	@$(PIP) install -c constraints.txt torch
+	@$(PIP) install -c constraints.txt -e '.$(1)'
 endef
 
 # torch-fidelity alone: the torchvision that it asks for fits one build of torch only, and the tests need none of it.
 define install_fidelity
-	@tested=$$($(BIN)/python -c 'import sys; print("-c constraints.txt" if sys.version_info >= (3, 11) else "")'); \
-	$(PIP) install $$tested --no-deps torch-fidelity
+	@$(PIP) install -c constraints.txt --no-deps torch-fidelity
 endef
 
 # A browser for the tests of the Space: there already, or from Debian's packages; without one these tests are skipped.

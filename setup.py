@@ -24,7 +24,9 @@ def read_readme() -> str:
 
 
 CORE = [
+    "accelerate>=1.0",
     "click>=8.1",
+    "datasets>=3.0",
     "diffusers>=0.38",
     "filelock>=3.12",
     "huggingface_hub>=0.34",
@@ -35,8 +37,8 @@ CORE = [
     "safetensors>=0.4.3",
     "torch>=2.6",
 ]
-TRAIN = ["accelerate>=1.0", "datasets>=3.0", "matplotlib>=3.8", "tensorboard>=2.15"]
-EVAL = ["datasets>=3.0", "torch-fidelity>=0.3", "transformers>=4.45"]
+TRAIN = ["matplotlib>=3.8", "tensorboard>=2.15"]
+EVAL = ["torch-fidelity>=0.3", "transformers>=4.45"]
 DEMO = ["gradio>=6.0", "matplotlib>=3.8"]
 # torch-fidelity is left out: it brings torchvision, which fits one build of torch only. `make` installs it alone.
 TEST = [
@@ -68,7 +70,7 @@ setup(
         "Programming Language :: Python :: 3",
         "Topic :: Scientific/Engineering :: Artificial Intelligence",
     ],
-    python_requires=">=3.10",
+    python_requires=">=3.11",
     package_dir={"": "src"},
     packages=find_packages("src"),
     package_data={

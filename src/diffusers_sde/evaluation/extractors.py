@@ -25,6 +25,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 
 from ..models import NoiseConditionalClassifier
+from ..optional import require
 from .provenance import fingerprint as weights_fingerprint
 
 SPECS = (
@@ -120,13 +121,7 @@ class InceptionExtractor:
     num_features = 2048
 
     def __init__(self, path: str | None, device: torch.device):
-        try:
-            from torch_fidelity import feature_extractor_inceptionv3 as inception
-        except ImportError as error:
-            raise ValueError(
-                f"the extractor inception needs torch-fidelity, and a torchvision that fits torch ({error}). Install "
-                "diffusers-sde[eval], or take another extractor."
-            ) from error
+        inception = require("torch_fidelity.feature_extractor_inceptionv3", "eval", "the extractor inception")
         state = _inception_weights(inception.URL_INCEPTION_V3) if path is None else _read_weights(path)
         # torch-fidelity would unpickle whatever the file holds; so it gets one that was written here.
         file = io.BytesIO()
@@ -200,11 +195,7 @@ class TransformersExtractor:
     """
 
     def __init__(self, kind: str, source: str, device: torch.device):
-        try:
-            import transformers
-        except ImportError as error:
-            raise ValueError(f"the extractor {kind} needs transformers: install diffusers-sde[eval].") from error
-
+        transformers = require("transformers", "eval", f"the extractor {kind}")
         try:
             model_type = transformers.AutoConfig.from_pretrained(source).model_type
             if model_type not in _TRANSFORMERS[kind]:

@@ -43,7 +43,8 @@ def build_accelerator(args: argparse.Namespace):
 
     installed = {"none": True, "tensorboard": is_tensorboard_available(), "wandb": is_wandb_available()}
     if not installed[args.logger]:
-        raise ValueError(f"--logger {args.logger} is not installed; pip install {args.logger}, or pass --logger none.")
+        package = "diffusers-sde[train]" if args.logger == "tensorboard" else args.logger
+        raise ValueError(f'--logger {args.logger} is not installed; pip install "{package}", or pass --logger none.')
     accelerator = Accelerator(
         mixed_precision=args.mixed_precision,
         log_with=None if args.logger == "none" else args.logger,
