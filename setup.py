@@ -85,6 +85,6 @@ setup(
     },
     install_requires=CORE,
     extras_require={"train": TRAIN, "eval": EVAL, "demo": DEMO, "test": TEST, "dev": DEV},
-    entry_points={"console_scripts": ["diffusers-sde = diffusers_sde.cli:main"]},
+    entry_points={"console_scripts": ["diffusers-sde = diffusers_sde_cli.main:main"]},
     zip_safe=False,
 )

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from diffusers_sde import NCSNppModel, ScoreSdePipeline, ScoreSdeSubVpScheduler, ScoreSdeVeScheduler
-from diffusers_sde.cli import main
+from diffusers_sde_cli.main import main
 
 TINY = {
     "sample_size": 8,

@@ -14,12 +14,12 @@ import sys
 def main(argv=None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     if "--bpd" in argv:
-        from diffusers_sde.cli import likelihood
+        from diffusers_sde_cli.likelihood import likelihood
 
         argv.remove("--bpd")
         likelihood.main(args=argv, prog_name="eval_sde.py --bpd")
     else:
-        from diffusers_sde.commands.evaluate import evaluate
+        from diffusers_sde_cli.evaluate import evaluate
 
         evaluate.main(args=argv, prog_name="eval_sde.py")
 

@@ -9,8 +9,8 @@ from click.testing import CliRunner
 from PIL import Image
 
 from diffusers_sde import NoiseConditionalClassifier, ScoreSdePipeline, ScoreSdeVeScheduler
-from diffusers_sde.commands import conditional as conditional_commands
 from diffusers_sde.commands.tasks import gaussian_kernel, make_operator
+from diffusers_sde_cli import conditional as conditional_commands
 from tests.tiny import GaussianNetwork, randomise, tiny_network
 
 COMMANDS = {name: getattr(conditional_commands, name.replace("-", "_")) for name in ("inpaint", "colorize", "restore")}

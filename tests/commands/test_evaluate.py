@@ -14,8 +14,8 @@ from PIL import Image
 
 import diffusers_sde
 from diffusers_sde import ScoreSdePipeline, ScoreSdeVeScheduler
-from diffusers_sde.commands.evaluate import evaluate
 from diffusers_sde.evaluation import sample_shards, score_loss
+from diffusers_sde_cli.evaluate import evaluate
 from tests.tiny import tiny_network
 
 EXTRACTOR = """

@@ -8,10 +8,10 @@ from datasets import Dataset, Features
 from datasets import Image as ImageFeature
 from PIL import Image
 
-from diffusers_sde.commands.stats import stats
 from diffusers_sde.evaluation.extractors import load_extractor
 from diffusers_sde.evaluation.splits import SplitImages
 from diffusers_sde.evaluation.statistics import FeatureStatistics, compute_statistics
+from diffusers_sde_cli.stats import stats
 
 RANDOM = np.random.default_rng(0)
 GREY = RANDOM.integers(0, 256, (7, 32, 32), dtype=np.uint8)
@@ -115,9 +115,9 @@ def test_a_file_is_kept_unless_it_may_be_replaced(data, tmp_path):
         (("--split", "colour", "--channels", 1), 1, "3 channels (mode 'RGB'), the network takes 1"),
         (("--num-images", 8), 1, "--num-images is 8; split 'train' of"),
         (("--output", "a.txt"), 1, "--output is a.txt; statistics are npz files, a.npz for instance"),
-        (("--size", "32x"), 2, "'32x' is neither a side like 32 nor height x width like 32x48"),
-        (("--size", "0"), 2, "'0' is neither a side"),
-        (("--size", "1x2x3"), 2, "'1x2x3' is neither a side"),
+        (("--size", "32x"), 2, "'32x' is neither a number of pixels, like 32, nor height x width, like 32x48"),
+        (("--size", "0"), 2, "'0' is neither a number of pixels"),
+        (("--size", "1x2x3"), 2, "'1x2x3' is neither a number of pixels"),
     ],
 )
 def test_messages(data, tmp_path, args, code, message):

@@ -8,8 +8,8 @@ import pytest
 from click.testing import CliRunner
 
 from diffusers_sde import ScoreSdePipeline, ScoreSdeVeScheduler
-from diffusers_sde.commands.suggest import suggest
 from diffusers_sde.training import parse_args
+from diffusers_sde_cli.suggest import suggest
 from tests.tiny import GaussianNetwork
 
 

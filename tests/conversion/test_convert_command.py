@@ -17,10 +17,10 @@ from PIL import Image
 
 import diffusers_sde
 from diffusers_sde import NoiseConditionalClassifier, ScoreSdePipeline
-from diffusers_sde.cli import main
 from diffusers_sde.configs import official_config_names
 from diffusers_sde.conversion import convert, convert_classifier
 from diffusers_sde.conversion.output import whole_folder
+from diffusers_sde_cli.main import main
 from tests.checkpoints import arrays, description, relative_error
 
 NAME = "ve_ncsnpp_continuous"
@@ -203,7 +203,7 @@ HANG = """
 import sys, time
 import pathlib
 import safetensors.torch
-from diffusers_sde.cli import main
+from diffusers_sde_cli.main import main
 
 def hang(*args, **kwargs):
     print("hanging", flush=True)

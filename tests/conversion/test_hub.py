@@ -74,7 +74,7 @@ def push(checkpoint, python, tmp_path):
     config.write_text(json.dumps(description(NAME)["config"]))
 
     def run(output, *options, name=REPOSITORY, **keywords):
-        command = ("-m", "diffusers_sde.cli", "convert", checkpoint(NAME), "--config", config, "--output", output)
+        command = ("-m", "diffusers_sde_cli", "convert", checkpoint(NAME), "--config", config, "--output", output)
         return python(*command, "--push-to-hub", name, *options, **keywords)
 
     return run

@@ -13,9 +13,9 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from diffusers_sde import NCSNppModel, ScoreSdeLikelihoodPipeline, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from diffusers_sde.cli import main
 from diffusers_sde.evaluation import LikelihoodEvaluation, SplitImages
 from diffusers_sde.evaluation.likelihood import summary
+from diffusers_sde_cli.main import main
 from tests.tiny import GaussianNetwork
 
 IMAGES = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (5, 1, 8, 8), dtype=np.uint8))

@@ -2,12 +2,12 @@
 
 import pytest
 
-from diffusers_sde.commands.evaluate import evaluate
 from diffusers_sde.configs import official_config, official_config_names
 from diffusers_sde.conversion.paper import paper_row as published_row
 from diffusers_sde.evaluation.evaluate_command import METRICS
 from diffusers_sde.evaluation.paper_table import beside_published, paper_row, paper_rows, with_row
 from diffusers_sde.schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
+from diffusers_sde_cli.evaluate import evaluate
 
 ROWS = paper_rows()
 SCHEDULERS = {"ve": ScoreSdeVeScheduler, "vp": ScoreSdeVpScheduler, "subvp": ScoreSdeSubVpScheduler}

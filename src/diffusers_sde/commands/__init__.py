@@ -1,1 +1,1 @@
-"""The commands of `diffusers-sde` for images under a condition, and the options that all commands share."""
+"""Runs of the commands of `diffusers-sde` for images under a condition."""

@@ -22,7 +22,6 @@ from ..pipelines.pipeline_score_sde_ode import ScoreSdeOdePipeline
 from ..sde.operators import BlockAverage, Blur, LinearOperator, Mask, RandomProjection, pseudo_inverse
 from ..seeding import derive_seed, image_generators
 from .given_images import digest, hidden_part, pictures, read_inputs
-from .options import DTYPES
 
 
 def run_inpaint(mask: Path | None, hide: str | None, guidance: dict, options: dict) -> None:
@@ -214,4 +213,4 @@ def gaussian_kernel(std: float, max_side: int) -> torch.Tensor:
 
 def _load(pipeline_class, options: dict, components: dict | None = None):
     chosen = {name: options.get(name) for name in ("model", "device", "predictor", "corrector", "snr")}
-    return load(pipeline_class, components=components, dtype=DTYPES[options["dtype"]], **chosen)
+    return load(pipeline_class, components=components, dtype=getattr(torch, options["dtype"]), **chosen)

@@ -4,21 +4,7 @@ from pathlib import Path
 
 import click
 
-from .options import report_errors
-
-
-class ImageSize(click.ParamType):
-    """A side, or height x width, as (height, width)."""
-
-    name = "size"
-
-    def convert(self, value, param, ctx) -> tuple[int, int]:
-        if isinstance(value, tuple):
-            return value
-        sides = value.split("x")
-        if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
-            self.fail(f"{value!r} is neither a side like 32 nor height x width like 32x48.", param, ctx)
-        return int(sides[0]), int(sides[-1])
+from .options import ImageSize, report_errors
 
 
 @click.command()
@@ -46,6 +32,6 @@ def stats(dataset, extractor, output, channels, **options) -> None:
 
     DATASET is a name on the Hub, a folder of images or parquet files, or a parquet file.
     """
-    from ..evaluation.stats_command import run_stats
+    from diffusers_sde.evaluation.stats_command import run_stats
 
     run_stats(dataset, output, extractor, options | {"channels": None if channels is None else int(channels)})

@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..sde import corrector_names, predictor_names
-from .options import DTYPES, model_options, report_errors, together
+from .options import CORRECTORS, PREDICTORS, model_options, report_errors, together, torch_dtype
 
 
 class Names(click.ParamType):
@@ -47,8 +46,8 @@ sampling_options = together(
         "--sampler", type=click.Choice(["pc", "ode"]), default="pc", help="Predictor-Corrector, or adaptive."
     ),
     click.option("--steps", type=click.IntRange(min=1), default=None, help="Of pc.  [default: the scheduler's]"),
-    click.option("--predictor", type=click.Choice(predictor_names()), default=None, help="Overrides the scheduler's."),
-    click.option("--corrector", type=click.Choice(corrector_names()), default=None, help="Overrides likewise."),
+    click.option("--predictor", type=click.Choice(PREDICTORS), default=None, help="Overrides the scheduler's."),
+    click.option("--corrector", type=click.Choice(CORRECTORS), default=None, help="Overrides likewise."),
     click.option("--snr", type=float, default=None, help="Signal-to-noise ratio of the corrector; likewise."),
     click.option("--correct-steps", type=click.IntRange(min=0), default=None, help="Per predictor step; likewise."),
     click.option("--probability-flow/--no-probability-flow", default=None, help="Predict along the ODE; likewise."),
@@ -103,16 +102,16 @@ def evaluate(context, results, compare, paper_row, **options) -> None:
     if compare or results:
         if not compare:
             raise click.UsageError("RESULTS go with --compare.")
-        from ..evaluation.compare import run_compare
+        from diffusers_sde.evaluation.compare import run_compare
 
         run_compare(results)
         return
-    from ..evaluation import paper_table
+    from diffusers_sde.evaluation import paper_table
 
     if paper_row == "list":
         paper_table.show_rows()
         return
-    from ..evaluation.evaluate_command import run_evaluate
+    from diffusers_sde.evaluation.evaluate_command import run_evaluate
 
     if options["output"] is None:
         raise click.UsageError("--output is missing; it names the JSON file to write.")
@@ -122,5 +121,5 @@ def evaluate(context, results, compare, paper_row, **options) -> None:
         source = context.get_parameter_source
         given = {name for name in options if source(name) is not click.core.ParameterSource.DEFAULT}
         options = paper_table.with_row(options, row, given)
-    options["torch_dtype"] = DTYPES[options.pop("dtype")]
+    options["torch_dtype"] = torch_dtype(options.pop("dtype"))
     run_evaluate(options, row)

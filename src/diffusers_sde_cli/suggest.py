@@ -4,23 +4,7 @@ from pathlib import Path
 
 import click
 
-from ..sde import corrector_names, predictor_names
-from .options import DTYPES, model_options, report_errors, together
-
-
-class ImageSize(click.ParamType):
-    """A number of pixels, or height x width, as (height, width)."""
-
-    name = "size"
-
-    def convert(self, value, param, ctx) -> tuple[int, int]:
-        from ..training.options import image_size
-
-        try:
-            size = image_size(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither a number of pixels, like 32, nor height x width, like 32x48.", param, ctx)
-        return (size, size) if isinstance(size, int) else size
+from .options import CORRECTORS, PREDICTORS, ImageSize, model_options, report_errors, together, torch_dtype
 
 
 class Numbers(click.ParamType):
@@ -75,7 +59,7 @@ def noise(**options) -> None:
 
     sigma_max is the largest distance between two images, found exactly without comparing most of them.
     """
-    from ..suggest.command import run_noise
+    from diffusers_sde.suggest.command import run_noise
 
     run_noise(options)
 
@@ -90,8 +74,8 @@ def noise(**options) -> None:
 @click.option("--extractor", default="classifier", help="Of --metric frechet, as for evaluate.")
 @click.option("--num-samples", type=click.IntRange(min=16), default=256, help="Images per value.")
 @click.option("--steps", type=click.IntRange(min=1), default=None, help="Predictor steps.  [default: the scheduler's]")
-@click.option("--predictor", type=click.Choice(predictor_names()), default=None, help="Overrides the scheduler's.")
-@click.option("--corrector", type=click.Choice(corrector_names()), default=None, help="Overrides the scheduler's.")
+@click.option("--predictor", type=click.Choice(PREDICTORS), default=None, help="Overrides the scheduler's.")
+@click.option("--corrector", type=click.Choice(CORRECTORS), default=None, help="Overrides the scheduler's.")
 @click.option("--correct-steps", type=click.IntRange(min=1), default=None, help="Overrides likewise.")
 @click.option("--batch-size", type=click.IntRange(min=1), default=16, help="Images per network evaluation.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, help="Image i is the same function of it at every snr.")
@@ -104,6 +88,6 @@ def snr(model, output, device, dtype, **options) -> None:
     An interrupted run goes on where it stopped when it is started again with the same options, and other values of
     the grid add to what is there.
     """
-    from ..suggest.command import run_snr
+    from diffusers_sde.suggest.command import run_snr
 
-    run_snr(model, output, device, DTYPES[dtype], options)
+    run_snr(model, output, device, torch_dtype(dtype), options)

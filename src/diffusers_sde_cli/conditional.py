@@ -46,7 +46,7 @@ def inpaint(mask, hide, **options) -> None:
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
-    from .tasks import run_inpaint
+    from diffusers_sde.commands.tasks import run_inpaint
 
     run_inpaint(mask, hide, {name: options[name] for name in _GUIDANCE}, options)
 
@@ -66,7 +66,7 @@ def colorize(**options) -> None:
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
-    from .tasks import run_colorize
+    from diffusers_sde.commands.tasks import run_colorize
 
     run_colorize({name: options[name] for name in _GUIDANCE}, options)
 
@@ -89,7 +89,7 @@ def class_conditional(labels, num_images, guidance_scale, classifier, **options)
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
-    from .tasks import run_class_conditional
+    from diffusers_sde.commands.tasks import run_class_conditional
 
     run_class_conditional(labels, classifier, guidance_scale, num_images, options)
 
@@ -120,7 +120,7 @@ def restore(operator, factor, blur_std, fraction, measured, **options) -> None:
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
-    from .tasks import run_restore
+    from diffusers_sde.commands.tasks import run_restore
 
     run_restore(operator, factor, blur_std, fraction, measured, options)
 
@@ -151,7 +151,7 @@ def edit(context, method, strength, interpolate, number, **options) -> None:
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
-    from .tasks import run_edit, run_interpolate
+    from diffusers_sde.commands.tasks import run_edit, run_interpolate
 
     code = {name: options[key] for key, name in _CODE.items() if options[key] is not None}
     if code and (method != "code" or interpolate):

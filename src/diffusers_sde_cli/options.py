@@ -1,18 +1,25 @@
-"""What the commands share: options, and errors as messages."""
+"""Options that several commands share, and user errors as one line."""
 
 import functools
 from pathlib import Path
 
 import click
-import torch
 
-from ..sde import corrector_names, predictor_names
+# Written out, so that `--help` needs no import of torch; tests compare them with what the library has.
+PREDICTORS = ("ancestral_sampling", "euler_maruyama", "none", "reverse_diffusion")
+CORRECTORS = ("ald", "langevin", "none")
+DTYPES = ("float32", "bfloat16", "float16")
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+def torch_dtype(name: str):
+    """The `torch.dtype` of one of `DTYPES`."""
+    import torch
+
+    return getattr(torch, name)
 
 
 def report_errors(function):
-    """Show what a user can mend as one message instead of a traceback."""
+    """Report user errors as one line, without a traceback."""
 
     @functools.wraps(function)
     def wrapper(*args, **kwargs):
@@ -41,6 +48,20 @@ class Integers(click.ParamType):
         return numbers
 
 
+class ImageSize(click.ParamType):
+    """A number of pixels, or height x width, as (height, width)."""
+
+    name = "size"
+
+    def convert(self, value, param, ctx) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        sides = value.lower().split("x")
+        if len(sides) > 2 or not all(side.isdecimal() and int(side) for side in sides):
+            self.fail(f"{value!r} is neither a number of pixels, like 32, nor height x width, like 32x48.", param, ctx)
+        return int(sides[0]), int(sides[-1])
+
+
 def together(*options):
     """Several options as one decorator, shown in this order."""
 
@@ -66,15 +87,15 @@ model_options = together(
         "--model", default=None, help="Folder or Hub repository of a pipeline.  [default: the embedded model]"
     ),
     click.option("--device", default=None, help="For instance cpu or cuda.  [default: a GPU if there is one]"),
-    click.option("--dtype", type=click.Choice(list(DTYPES)), default="float32", help="Precision of the network."),
+    click.option("--dtype", type=click.Choice(DTYPES), default="float32", help="Precision of the network."),
 )
 
 sampler_options = together(
     click.option(
         "--steps", type=click.IntRange(min=1), default=None, help="Predictor steps.  [default: the scheduler's]"
     ),
-    click.option("--predictor", type=click.Choice(predictor_names()), default=None, help="Overrides the scheduler's."),
-    click.option("--corrector", type=click.Choice(corrector_names()), default=None, help="Overrides the scheduler's."),
+    click.option("--predictor", type=click.Choice(PREDICTORS), default=None, help="Overrides the scheduler's."),
+    click.option("--corrector", type=click.Choice(CORRECTORS), default=None, help="Overrides the scheduler's."),
     click.option(
         "--snr", type=float, default=None, help="Signal-to-noise ratio of the corrector; overrides likewise."
     ),
