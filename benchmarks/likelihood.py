@@ -12,17 +12,12 @@ are interleaved; times are medians. Printed last: how many times faster than the
 import argparse
 import math
 import statistics
-import sys
 import time
-from pathlib import Path
 
 import numpy as np
 import torch
 
-from diffusers_sde.sde import VESDE, VPSDE, SubVPSDE, log_likelihood
-
-sys.path.insert(0, str(Path(__file__).parents[1]))
-from tests.oracles import Gaussian, GaussianMixture
+from diffusers_sde.sde import VESDE, VPSDE, Gaussian, GaussianMixture, SubVPSDE, log_likelihood
 
 SDES = {"ve": (VESDE(0.01, 50.0), 1e-5), "vp": (VPSDE(), 1e-3), "subvp": (SubVPSDE(), 1e-3)}
 
@@ -114,12 +109,12 @@ def compare(title, sde, score_fn, x_0, t_start, repeats) -> float:
     return slowest / statistics.median(times["ours, adams"])
 
 
-def analytic_targets(batch: int):
-    """Name, SDE, smallest time, score and data of the nine pairs."""
+def analytic_targets(batch: int, size: int):
+    """Name, SDE, smallest time, score and data of the nine pairs, of 3 x size x size numbers."""
     generator = torch.Generator().manual_seed(1)
     low = torch.rand(64, 3, 4, 4, generator=generator)
-    smooth = torch.nn.functional.interpolate(low, size=32, mode="bicubic").clamp(0, 1).flatten(1)
-    rough = torch.rand(128, 3072, generator=generator)
+    smooth = torch.nn.functional.interpolate(low, size=size, mode="bicubic").clamp(0, 1).flatten(1)
+    rough = torch.rand(128, smooth.shape[1], generator=generator)
     for name, (sde, t_start) in SDES.items():
         scale, shift = (1.0, 0.0) if name == "ve" else (2.0, -1.0)  # data in [0, 1] or [-1, 1]
         targets = {
@@ -130,7 +125,7 @@ def analytic_targets(batch: int):
             ),
         }
         for title, data in targets.items():
-            shape = (batch, 3072) if title == "Gaussian" else batch
+            shape = (batch, smooth.shape[1]) if title == "Gaussian" else batch
             yield f"{title}, {name}", sde, t_start, data, data.sample(shape, generator)
 
 
@@ -140,7 +135,11 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--smallest", action="store_true", help="a run of seconds, to see that it works")
     args = parser.parse_args()
+    size = 4 if args.smallest else 32
+    if args.smallest:
+        args.batch, args.repeats = 1, 1
     if args.threads:
         torch.set_num_threads(args.threads)
     speed_ups = []
@@ -161,7 +160,7 @@ def main() -> None:
 
         speed_ups.append(compare("embedded model", scheduler.sde, score_fn, images, 1e-5, args.repeats))
     else:
-        for title, sde, t_start, data, x_0 in analytic_targets(args.batch):
+        for title, sde, t_start, data, x_0 in analytic_targets(args.batch, size):
 
             def score_fn(x, t, data=data, sde=sde):
                 return data.score(sde, x, t)

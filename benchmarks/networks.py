@@ -39,6 +39,10 @@ NETWORKS = {
         "dropout": 0.0,
     },
     "small": {"block_out_channels": (32, 64, 64, 64), "layers_per_block": 1},
+    "smallest": {
+        **{"sample_size": 8, "block_out_channels": (8, 8), "layers_per_block": 1, "attn_resolutions": ()},
+        **{"progressive": "output_skip", "progressive_input": "input_skip", "dropout": 0.0},
+    },
 }
 
 
@@ -204,8 +208,11 @@ def main() -> None:
     parser.add_argument("--bf16", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, help="of torch")
+    parser.add_argument("--smallest", action="store_true", help="a run of seconds, to see that it works")
     parser.add_argument("--measure-memory", metavar="KIND", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.smallest:
+        args.network, args.batch, args.repeats = "smallest", 1, 1
     args.size = args.size or ours_config(args.network)["sample_size"]
     if args.threads:
         torch.set_num_threads(args.threads)

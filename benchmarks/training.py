@@ -34,6 +34,8 @@ def ours(args, folder: Path, precision: str):
     np.savez(folder / "images.npz", np.random.default_rng(0).integers(0, 256, (256, 32, 32, 3), dtype=np.uint8))
     argv = ["--config", args.config, "--data", str(folder / "images.npz"), "--output_dir", str(folder / precision)]
     argv += ["--train_batch_size", str(args.batch), "--total_batch_size", str(args.batch), "--logger", "none"]
+    if args.smallest:
+        argv += ["--set", "model.nf=8", "model.num_res_blocks=1"]
     argv += ["--mixed_precision", precision, "--lr_warmup_steps", "1", *(["--torch_compile"] if args.compile else [])]
     trainer = Trainer(parse_args(argv), time.monotonic())
     trainer.model.train()
@@ -129,7 +131,11 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="ours with torch.compile")
     parser.add_argument("--threads", type=int, help="of torch")
-    compare(parser.parse_args())
+    parser.add_argument("--smallest", action="store_true", help="a run of seconds, to see that it works")
+    args = parser.parse_args()
+    if args.smallest:
+        args.batch, args.repeats = 1, 1
+    compare(args)
 
 
 if __name__ == "__main__":

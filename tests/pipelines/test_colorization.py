@@ -10,8 +10,8 @@ from diffusers_sde.pipelines.inverse import Replacement
 from diffusers_sde.pipelines.pipeline_score_sde_colorization import ScoreSdeColorizationPipeline, with_grey
 from diffusers_sde.pipelines.pipeline_score_sde_inverse_problem import METHODS
 from diffusers_sde.sde.operators import GreyAxis
+from exact_posteriors import SCHEDULERS, SHAPE, ExactNetwork, errors, matrix_of, two_fields
 from tests.oracles import SDES, seeded
-from tests.posteriors import SCHEDULERS, SHAPE, ExactNetwork, errors, matrix_of, two_fields
 from tests.tiny import GaussianNetwork, tiny_network
 
 

@@ -11,8 +11,7 @@ from diffusers_sde import ScoreSdePipeline, ScoreSdeVeScheduler
 from diffusers_sde.pipelines.inverse import DPS, PiGDM, Replacement, denoise
 from diffusers_sde.pipelines.pipeline_score_sde_inverse_problem import METHODS, ScoreSdeInverseProblemPipeline
 from diffusers_sde.sde.operators import BlockAverage, Blur, GreyAxis, RandomProjection
-from tests.oracles import SDES, seeded
-from tests.posteriors import (
+from exact_posteriors import (
     BINOMIAL,
     OPERATORS,
     SCHEDULERS,
@@ -25,6 +24,7 @@ from tests.posteriors import (
     two_fields,
     white,
 )
+from tests.oracles import SDES, seeded
 from tests.tiny import GaussianNetwork, tiny_network
 
 

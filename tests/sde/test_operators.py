@@ -7,8 +7,8 @@ import torch
 
 from diffusers_sde.sde.linear_inverse import check_adjoint, conjugate_gradient, pseudo_inverse, solve_regularized
 from diffusers_sde.sde.operators import BlockAverage, Blur, Cropped, GreyAxis, Mask, RandomProjection, hartley
+from exact_posteriors import matrix_of
 from tests.oracles import seeded
-from tests.posteriors import matrix_of
 
 SHAPE = (3, 4, 6)
 BINOMIAL = torch.outer(torch.tensor([1.0, 2.0, 1.0]), torch.tensor([1.0, 2.0, 1.0])) / 16

@@ -14,6 +14,7 @@ from .divergence import draw_probes, score_and_divergence
 from .likelihood import LikelihoodResult, log_likelihood
 from .predictors import Predictor, make_predictor, predictor_names, register_predictor
 from .probability_flow import FlowResult, probability_flow
+from .targets import Gaussian, GaussianMixture
 from .ve import VESDE
 from .vp import VPSDE, SubVPSDE
 
@@ -23,6 +24,8 @@ __all__ = [
     "VPSDE",
     "Corrector",
     "FlowResult",
+    "Gaussian",
+    "GaussianMixture",
     "LikelihoodResult",
     "Predictor",
     "SubVPSDE",
