@@ -80,7 +80,9 @@ class Mixture:
     def sample(self, count, generator):
         k = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         z = torch.randn(count, self.means.shape[1], generator=generator, dtype=torch.float64)
-        return self.means[k] + torch.einsum("bij,bj->bi", self.bases[k], self.variances[k].sqrt() * z)
+        # The symmetric root: eigenvectors of equal eigenvalues differ between processors, this does not.
+        roots = (self.bases * self.variances.sqrt()[:, None]) @ self.bases.mT
+        return self.means[k] + torch.einsum("bij,bj->bi", roots[k], z)
 
 
 def field_covariance(std=0.2, length=2.0, colour=0.6):

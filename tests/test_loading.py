@@ -24,7 +24,7 @@ from diffusers_sde import (
 )
 from diffusers_sde.registration import register
 from diffusers_sde.sde.operators import GreyAxis
-from tests.tiny import legacy_unet, tiny_network
+from tests.tiny import assert_alike, legacy_unet, tiny_network
 
 SCHEDULERS = (ScoreSdeVeScheduler, ScoreSdeVpScheduler, ScoreSdeSubVpScheduler)
 
@@ -75,7 +75,7 @@ def test_saved_pipeline_loads_without_trust(tmp_path, scheduler_class, loader):
     assert type(loaded.unet) is NCSNppModel
     assert type(loaded.scheduler) is scheduler_class
     assert loaded.scheduler.config.snr == 0.11
-    assert torch.equal(sample(loaded), sample(pipe))
+    assert_alike(sample(loaded), sample(pipe))
 
 
 def test_index_names_the_package_and_public_classes(tmp_path, pipe):
@@ -92,7 +92,7 @@ def test_index_names_the_package_and_public_classes(tmp_path, pipe):
         }
         assert not list((tmp_path / name).rglob("*.py"))
     assert Path(loaded.config["_name_or_path"]) == tmp_path / "first"  # the object still knows where it came from
-    assert torch.equal(sample(DiffusionPipeline.from_pretrained(tmp_path / "second")), sample(pipe))
+    assert_alike(sample(DiffusionPipeline.from_pretrained(tmp_path / "second")), sample(pipe))
 
 
 def test_components_load_by_themselves(tmp_path, pipe):
@@ -165,7 +165,7 @@ def test_fresh_interpreter(tmp_path, pipe):
     index = index_of(tmp_path / "again")
     assert index["_class_name"] == "ScoreSdePipeline"
     assert index["unet"] == ["diffusers_sde", "NCSNppModel"]
-    assert torch.equal(sample(DiffusionPipeline.from_pretrained(tmp_path / "again")), sample(pipe))
+    assert_alike(sample(DiffusionPipeline.from_pretrained(tmp_path / "again")), sample(pipe))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -314,7 +314,7 @@ def test_legacy_repository_saves_in_our_layout(tmp_path):
     assert LEGACY_VALUES.items() <= scheduler.items()
     again = DiffusionPipeline.from_pretrained(tmp_path / "ours")
     assert type(again) is ScoreSdePipeline
-    assert torch.equal(sample(again), sample(loaded))
+    assert_alike(sample(again), sample(loaded))
 
 
 def test_a_part_of_the_legacy_repository_is_missing(tmp_path):
@@ -356,7 +356,7 @@ def test_published_ddpm_repository(tmp_path):
     again = DiffusionPipeline.from_pretrained(tmp_path / "ours")
     again.set_progress_bar_config(disable=True)
     assert type(again) is ScoreSdePipeline
-    assert torch.equal(sample(again), sample(ours))
+    assert_alike(sample(again), sample(ours))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -413,7 +413,7 @@ def test_conditional_pipelines_are_saved_loaded_and_share_the_network(tmp_path, 
     for one in (conditional, loaded):
         one.set_progress_bar_config(disable=True)
     first, second = call(conditional).images, conditional_calls()[cls](loaded).images
-    assert torch.equal(first, second)
+    assert_alike(first, second)
     assert ScoreSdePipeline.from_pipe(loaded).unet is loaded.unet
 
 
