@@ -9,7 +9,7 @@ from typing import Any
 
 from ..configs import official_config, official_config_names
 from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from .architectures import LABEL_CONDITIONED, build_architecture, build_network
+from .architectures import LABEL_CONDITIONED, as_run, build_architecture, build_network
 from .checkpoint import OfficialCheckpoint, check_weights, detect_format
 from .fitting import fitting_configs
 from .jax import load_jax_checkpoint
@@ -192,6 +192,10 @@ def _notes(config: dict, checkpoint: OfficialCheckpoint) -> Iterator[str]:
     rate, decay = config["model"].get("ema_rate"), checkpoint.ema_decay
     if decay is not None and isinstance(rate, (int, float)) and not math.isclose(decay, rate, rel_tol=1e-6):
         yield f"the moving average has decay {decay:g}, from the file; the configuration has {rate}"
+    norm = config["model"].get("normalization")
+    run = as_run(config, checkpoint.format)["model"].get("normalization")
+    if norm != run:
+        yield f"normalization is {run!r}, which the official code has whatever its configuration is (here {norm!r})"
 
 
 def convert_checkpoint(path: str | Path, config: str | Path | dict, use_ema: bool = True):

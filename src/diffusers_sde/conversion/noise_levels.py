@@ -113,8 +113,8 @@ def _geometric(values: torch.Tensor, tolerance: float) -> dict[str, float]:
     error = float((values / steps.exp() - 1).abs().max())
     if not error <= tolerance:
         raise ValueError(
-            f"the noise levels in the checkpoint, {number} from {first:g} to {last:g}, are no geometric sequence: they "
-            f"are up to {100 * error:.2g} % off one. Networks and schedulers of this package have no other noise "
+            f"the noise levels in the checkpoint, {number} from {first:g} to {last:g}, are no geometric sequence: "
+            f"they are up to {100 * error:.2g} % off one. Networks and schedulers of this package have no other noise "
             "levels, so the checkpoint cannot be converted exactly."
         )
     return {"sigma_min": last, "sigma_max": first, "num_scales": number}

@@ -2,8 +2,8 @@
 
 `torch.load(weights_only=True)` executes nothing, but trusts what a file declares: storages of any size, tensors that
 reach beyond them or repeat one number a billion times, containers that double with every entry. Here the opcodes run
-on descriptions instead of objects: an item of the stack is the number of objects in it (shared ones counted every time)
-and, where it matters, what it is. Time and memory are bounded by the number of opcodes.
+on descriptions instead of objects: an item of the stack is the number of objects in it (shared ones counted every
+time) and, where it matters, what it is. Time and memory are bounded by the number of opcodes.
 """
 
 import math
@@ -84,7 +84,8 @@ def scan_pickle(file: BinaryIO, check_storage: Callable[[str, int], None]) -> No
 
     Args:
         file: at the first byte of the pickle; it is left behind the last one.
-        check_storage: called with the key and the bytes of every storage that is declared; raises if they are not there.
+        check_storage: called with the key and the bytes of every storage that is declared, to raise where there is no
+            such storage.
 
     Raises:
         ForeignObjectError: naming all globals other than those of tensors and numbers.

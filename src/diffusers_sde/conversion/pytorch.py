@@ -1,8 +1,8 @@
 """The official PyTorch checkpoint: `model`, `ema`, `optimizer` and `step`.
 
 Names of tensors may carry those of wrappers, in any number and order: `module.` of data-parallel training,
-`_orig_mod.` of a compiled network and the like. The moving average is, in the official code, a list in the order of the
-trained parameters; a dictionary by names, or the list alone, will do as well.
+`_orig_mod.` of a compiled network and the like. The moving average is, in the official code, a list in the order of
+the trained parameters; a dictionary by names, or the list alone, will do as well.
 """
 
 import re

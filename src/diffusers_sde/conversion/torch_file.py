@@ -45,8 +45,8 @@ def read_torch_file(path: str | Path):
         advice = "Save the checkpoint again with dense tensors of float32 on the CPU."
         if not error.only_tensors:
             advice = (
-                "Such objects could run code, so they are not loaded. If you trust the file, load it yourself and save "
-                "its 'model', 'ema' and 'step' alone."
+                "Such objects could run code, so they are not loaded. If you trust the file, load it yourself and "
+                "save its 'model', 'ema' and 'step' alone."
             )
         raise ValueError(
             f"{path} cannot be read as a PyTorch checkpoint of tensors and numbers: it holds {error}. {advice}"
@@ -71,7 +71,7 @@ def _load(path: Path, archive: bool):
 
 
 def _check_archive(path: Path) -> None:
-    """Check names, sizes and check sums of the members of a zip archive, which `torch.load` does not; then its pickle."""
+    """Check the members of a zip archive (names, sizes, check sums), which `torch.load` does not; then its pickle."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         _check_members(members, path.stat().st_size)
