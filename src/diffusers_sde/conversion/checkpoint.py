@@ -1,6 +1,8 @@
 """What is read from an official checkpoint, and how its format is told from its content."""
 
 import math
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,6 +121,12 @@ def checked_decay(value, path: str | Path) -> float | None:
             "damaged, or was written by another program."
         )
     return None if value is None else float(number)
+
+
+def shown_names(names: Iterable) -> list[str]:
+    """The first names, where they are short words."""
+    shown = [n if isinstance(n, str) and re.fullmatch(r"[\w.-]{1,40}", n) else "(other)" for n in names]
+    return shown[:8] + (["(more)"] if len(shown) > 8 else [])
 
 
 def _number(value) -> int | float | None:

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import OfficialCheckpoint, checked_decay, checked_step
+from .checkpoint import OfficialCheckpoint, checked_decay, checked_step, shown_names
 
 _DTYPES = {
     "float32": torch.float32,
@@ -72,12 +72,13 @@ def load_jax_checkpoint(path: str | Path, use_ema: bool = True) -> OfficialCheck
         )
     if not found.get("parameters"):
         raise ValueError(f"{path} has no {'params_ema' if use_ema else 'optimizer.target'}; the file is damaged.")
+    taken = ("step", "ema_rate", "params_ema" if use_ema else "optimizer")
     return OfficialCheckpoint(
         "jax",
         found["parameters"],
         checked_step(numbers["step"], path),
         checked_decay(numbers["ema_rate"], path),
-        tuple(name for name in names if name not in ("step", "ema_rate", "params_ema" if use_ema else "optimizer")),
+        tuple(shown_names(name for name in names if name not in taken)),
     )
 
 

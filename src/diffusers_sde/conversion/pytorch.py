@@ -5,13 +5,12 @@ Names of tensors may carry those of wrappers, in any number and order: `module.`
 the trained parameters; a dictionary by names, or the list alone, will do as well.
 """
 
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
 
-from .checkpoint import OfficialCheckpoint, checked_decay, checked_step
+from .checkpoint import OfficialCheckpoint, checked_decay, checked_step, shown_names
 from .torch_file import read_torch_file
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -47,7 +46,7 @@ def load_pytorch_checkpoint(path: str | Path, use_ema: bool = True) -> OfficialC
         weights,
         checked_step(content.get("step"), path),
         checked_decay(state.get("decay"), path),
-        tuple(_shown(others)),
+        tuple(shown_names(others)),
     )
 
 
@@ -139,10 +138,4 @@ def _check_size(weights: dict[str, torch.Tensor], path) -> None:
 
 
 def _described(content) -> str:
-    return f"a dictionary of {_shown(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"
-
-
-def _shown(names: Iterable) -> list[str]:
-    """The first names, where they are short words."""
-    shown = [n if isinstance(n, str) and re.fullmatch(r"[\w.-]{1,40}", n) else "(other)" for n in names]
-    return shown[:8] + (["(more)"] if len(shown) > 8 else [])
+    return f"a dictionary of {shown_names(content)}" if isinstance(content, dict) else f"a {type(content).__name__}"

@@ -17,8 +17,12 @@ _MAX_MEMBERS = 2**17
 _PLAIN_FLAGS = 0x0808  # names in UTF-8; sizes after the member as well
 # Beside its own error, `zipfile` has these for headers of other versions, names in no encoding, and cut members.
 _ZIP_ERRORS = (zipfile.BadZipFile, NotImplementedError, UnicodeDecodeError, EOFError)
-# The learning rate is a numpy scalar; nothing else is let in.
-_NUMPY_GLOBALS = [np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64))]
+# The learning rate is a numpy scalar; nothing else is let in. Its function had another name before numpy 2.
+_SCALAR = np.float64(0).__reduce__()[0]
+_NUMPY_GLOBALS = [
+    *((_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")),
+    *(np.dtype, *(type(np.dtype(code)) for code in "?bhilqBHILQefd")),
+]
 
 
 def read_torch_file(path: str | Path):
@@ -66,8 +70,9 @@ def _load(path: Path, archive: bool):
     except OSError:
         raise
     except Exception as error:  # the reader of PyTorch has no error of its own for damage that the scan let pass
-        reason = (str(error) or "no reason given").splitlines()[0]
-        raise PickleError(f"{type(error).__name__}: {reason:.200}") from error
+        # What PyTorch has to say on other ways to load the file stands before its reason.
+        reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "no reason given"
+        raise PickleError(f"{type(error).__name__}: {reason.splitlines()[0]:.200}") from error
 
 
 def _check_archive(path: Path) -> None:
