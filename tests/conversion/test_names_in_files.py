@@ -68,7 +68,7 @@ def test_a_wrapper_around_a_part(tmp_path, expected):
 
 
 @pytest.mark.parametrize(
-    "form", ["list", "tuple", "names", "wrapped names", "list alone", "tuple alone", "dict alone"]
+    "form", ["list", "tuple", "names", "wrapped names", "list alone", "tuple alone", "names alone", "with decay"]
 )
 def test_forms_of_the_moving_average(tmp_path, expected, form):
     content = plain_content()
@@ -81,6 +81,7 @@ def test_forms_of_the_moving_average(tmp_path, expected, form):
         "wrapped names": collections.OrderedDict((f"module.{name}", value) for name, value in reversed(named.items())),
     }
     alone = {"list alone": values, "tuple alone": tuple(values), "names alone": named}
+    alone["with decay"] = {"decay": 0.9} | named
     content["ema"] = alone[form] if form in alone else {"decay": 0.999, "shadow_params": averages[form]}
     assert_same(weights(tmp_path, content), expected[True])
 
@@ -115,7 +116,8 @@ COUNT = len(trained(SHORT))
         (SWAPPED, r"tensor 0 of the moving average .* has shape .* for all_modules\.1\.weight"),
         (LACKING, r"lacks 1 trained parameters \(all_modules\.1\.bias\) and has 1 names .* \(all_modules\.99\.bias\)"),
         (changed(plain_content(), ema=None), "has no moving average of the weights"),
-        (changed(plain_content(), ema={"decay": 0.9}), r"has entries that are no dense tensors but a float"),
+        (changed(plain_content(), ema={"decay": 0.9}), "has no moving average of the weights"),
+        (changed(plain_content(), ema={"a": 0.9}), "the 'ema' .* has entries that are no dense tensors but a float"),
         (changed(plain_content(), step=float("inf")), "'step' .* is no number of steps, .* but inf"),
         (changed(plain_content(), step=float("nan")), "is no number of steps, .* but nan"),
         (changed(plain_content(), step=10**400), "is no number of steps, .* but an integer of more than 64 bits"),

@@ -159,7 +159,7 @@ def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -
         raise ValueError(f"{path}: {error}") from error
     notes = tuple(_notes(config, checkpoint))
     config = schedule.config
-    network = _network(checkpoint, config)
+    network = _network(checkpoint, config, path)
     return Conversion(
         pipeline=ScoreSdePipeline(unet=network, scheduler=build_scheduler(config)),
         config=config,
@@ -175,7 +175,7 @@ def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -
     )
 
 
-def _network(checkpoint: OfficialCheckpoint, config: dict):
+def _network(checkpoint: OfficialCheckpoint, config: dict, path: str | Path):
     """The network with the weights of the checkpoint, which are taken out of it."""
     architecture = build_architecture(config, checkpoint.format)
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
@@ -184,7 +184,7 @@ def _network(checkpoint: OfficialCheckpoint, config: dict):
     except MismatchError as error:
         fits = fitting_configs(shapes, checkpoint.format)
         hint = f"These official ones have such a network: {', '.join(fits)}." if fits else "No official one has them."
-        raise MismatchError(f"{error} {hint}") from None
+        raise MismatchError(f"{path}: {error} {hint}") from None
 
 
 def _notes(config: dict, checkpoint: OfficialCheckpoint) -> Iterator[str]:

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
-MAX_OPCODES = 10**6
-"""Opcodes of a pickle; the largest official networks, with the optimiser's state, take a seventh."""
+MAX_OPCODES = 500_000
+"""Opcodes of a pickle; the largest official networks, with the optimiser's state, take a quarter."""
 
 _MAX_OBJECTS, _MAX_DIMENSIONS = 2**24, 64
 _STORAGE = re.compile(r"torch(?:\.cuda)?\.(\w+)Storage")

@@ -7,6 +7,7 @@ the trained parameters; a dictionary by names, or the list alone, will do as wel
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -36,18 +37,28 @@ def load_pytorch_checkpoint(path: str | Path, use_ema: bool = True) -> OfficialC
         )
     model = _named_tensors(content["model"], "model", path)
     ema = content.get("ema")
-    state = ema if isinstance(ema, dict) and "shadow_params" in ema else {"shadow_params": ema}
-    weights = _averaged(model, state["shadow_params"], path) if use_ema else model
+    settings, shadow = _parts(ema)
+    weights = _averaged(model, shadow, path) if use_ema else model
     _check_size(weights, path)
     others = [key for key in content if key not in ("model", "step", "ema")]
-    others += [f"ema.{key}" for key in state if key not in ("shadow_params", "decay")]
+    others += [f"ema.{key}" for key in settings if key != "decay"]
     return OfficialCheckpoint(
         "pytorch",
         weights,
         checked_step(content.get("step"), path),
-        checked_decay(state.get("decay"), path),
+        checked_decay(settings.get("decay"), path),
         tuple(shown_names(others)),
     )
+
+
+def _parts(ema) -> tuple[dict, Any]:
+    """The settings of a moving average, and its tensors, which may stand beside them by their names."""
+    if not isinstance(ema, dict):
+        return {}, ema
+    if "shadow_params" in ema:
+        return {key: value for key, value in ema.items() if key != "shadow_params"}, ema["shadow_params"]
+    settings = {key: ema[key] for key in ("decay", "num_updates") if key in ema}
+    return settings, {key: value for key, value in ema.items() if key not in settings} or None
 
 
 def trained_names(names: Iterable[str]) -> list[str]:
