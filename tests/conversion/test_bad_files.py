@@ -44,7 +44,7 @@ def write(tmp_path, content: bytes):
         (b"\x81\xa1a\xdd\xff\xff\xff\xff", "ends in the middle of a value"),
         (b"\x81\xa1a\xc6\x7f\xff\xff\xff", "ends in the middle of a value"),
         (b"\x81\xa1a\xc1", "has no meaning there"),
-        (b"\x81\x01\x02", "a name was expected"),
+        (b"\x81\x01\x02", "a name of type int"),
         (b"\x81\xa1a\x02", "holds \\['a'\\]"),
     ],
 )

@@ -96,6 +96,8 @@ TWICE = plain_content()
 TWICE["model"] |= {f"module.{key}": value for key, value in TWICE["model"].items()}
 NUMBERS = plain_content()
 NUMBERS["model"] = dict(enumerate(NUMBERS["model"].values()))
+ESCAPES = plain_content()
+ESCAPES["model"]["\x1b[31mred\n"] = torch.ones(1)
 SHORT = plain_content()
 SHORT["ema"]["shadow_params"] = SHORT["ema"]["shadow_params"][:-1]
 SWAPPED = plain_content()
@@ -111,7 +113,8 @@ COUNT = len(trained(SHORT))
     [
         (PREFIXED, r"every name in the 'model' .* begins with 'score_model\.', such as 'score_model\.sigmas'"),
         (TWICE, "'sigmas' twice, with and without module, _orig_mod"),
-        (NUMBERS, "a key of type int; names were expected"),
+        (NUMBERS, "a name of type int for a tensor"),
+        (ESCAPES, r"the name '\\x1b\[31mred\\n' for a tensor"),
         (SHORT, f"has {COUNT - 1} tensors for {COUNT} trained parameters, of {COUNT + 2} tensors in 'model'"),
         (SWAPPED, r"tensor 0 of the moving average .* has shape .* for all_modules\.1\.weight"),
         (LACKING, r"lacks 1 trained parameters \(all_modules\.1\.bias\) and has 1 names .* \(all_modules\.99\.bias\)"),

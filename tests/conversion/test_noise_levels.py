@@ -7,10 +7,10 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from diffusers_sde.cli import main
 from diffusers_sde.configs import official_config
-from diffusers_sde.conversion import convert
+from diffusers_sde.conversion import convert, convert_checkpoint
 from diffusers_sde.conversion.noise_levels import schedule_of_file
+from diffusers_sde_cli.main import main
 from tests.checkpoints import arrays, checkpoint_content, description, relative_error
 
 CONTINUOUS, DISCRETE = "ve_ncsnpp_continuous", "ve_ncsnpp_discrete"
@@ -137,6 +137,15 @@ def test_betas_of_the_file():
             schedule_of_file(config, tables)
     with pytest.raises(ValueError, match="belong to the VP SDE"):
         schedule_of_file(description(CONTINUOUS)["config"], betas(0.1, 20, 100))
+
+
+@pytest.mark.parametrize("use_ema", [True, False])
+def test_betas_among_the_weights(tmp_path, use_ema):
+    """They are no trained parameters, of which the moving average has one tensor each."""
+    conversion = converted(tmp_path, "vp_ddpm_discrete", betas(0.1, 10, 100), use_ema)
+    assert conversion.pipeline.scheduler.config.beta_max == 10
+    with pytest.warns(UserWarning, match=r"file: beta_max is 10, from the file; the configuration has 20"):
+        convert_checkpoint(tmp_path / "file", description("vp_ddpm_discrete")["config"], use_ema)
 
 
 def test_command_and_card_tell_what_was_taken_from_the_file(tmp_path):

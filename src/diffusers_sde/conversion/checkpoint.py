@@ -11,7 +11,15 @@ import torch
 WEIGHT_DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 """Types of numbers in which weights may be stored; all of them become float32."""
 
+NOISE_TABLES = (
+    "sigmas",
+    *("betas", "alphas", "alphas_cumprod", "sqrt_alphas_cumprod"),
+    *("sqrt_1m_alphas_cumprod", "sqrt_one_minus_alphas_cumprod"),
+)
+"""Names of tables of the noise schedule, which stand among the tensors and are not trained."""
+
 _MAX_STEP = 2**63 - 1
+_NAME = re.compile(r"[\w.-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -123,9 +131,27 @@ def checked_decay(value, path: str | Path) -> float | None:
     return None if value is None else float(number)
 
 
+def checked_name(name, path: str | Path) -> str:
+    """A name of a tensor, or a part of it.
+
+    Raises:
+        ValueError: if it is none: listings of names go to terminals and files.
+    """
+    if not isinstance(name, str):
+        raise ValueError(f"{path} has a name of type {type(name).__name__} for a tensor; a word was expected.")
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"{path} has the name {printable(name)} for a tensor; a word of letters was expected.")
+    return name
+
+
+def printable(text: str) -> str:
+    """Words of a file as they can be shown: without control characters, and short."""
+    return text[:80] if text[:80].isprintable() else ascii(text[:80])
+
+
 def shown_names(names: Iterable) -> list[str]:
     """The first names, where they are short words."""
-    shown = [n if isinstance(n, str) and re.fullmatch(r"[\w.-]{1,40}", n) else "(other)" for n in names]
+    shown = [n if isinstance(n, str) and _NAME.fullmatch(n) else "(other)" for n in names]
     return shown[:8] + (["(more)"] if len(shown) > 8 else [])
 
 

@@ -2,14 +2,17 @@
 
 import json
 import math
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers import ModelMixin
+
 from ..configs import official_config, official_config_names
 from ..schedulers import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from .architectures import LABEL_CONDITIONED, as_run, build_architecture, build_network
+from .architectures import LABEL_CONDITIONED, Architecture, as_run, build_architecture, build_network
 from .checkpoint import OfficialCheckpoint, check_weights, detect_format
 from .fitting import fitting_configs
 from .jax import load_jax_checkpoint
@@ -151,7 +154,7 @@ def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -
     name = None if isinstance(config, dict) or str(config) not in official_config_names() else str(config)
     config = read_config(config)
     build_scheduler(config)  # a wrong configuration is told before the work
-    build_architecture(config, detect_format(path))
+    architecture = build_architecture(config, detect_format(path))
     checkpoint = load_checkpoint(path, use_ema)
     try:
         schedule = schedule_of_file(config, take_tables(checkpoint.state_dict), name)
@@ -159,7 +162,9 @@ def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -
         raise ValueError(f"{path}: {error}") from error
     notes = tuple(_notes(config, checkpoint))
     config = schedule.config
-    network = _network(checkpoint, config, path)
+    if schedule.changes:
+        architecture = build_architecture(config, checkpoint.format)
+    network = _network(checkpoint, architecture, path)
     return Conversion(
         pipeline=ScoreSdePipeline(unet=network, scheduler=build_scheduler(config)),
         config=config,
@@ -175,9 +180,8 @@ def convert(path: str | Path, config: str | Path | dict, use_ema: bool = True) -
     )
 
 
-def _network(checkpoint: OfficialCheckpoint, config: dict, path: str | Path):
+def _network(checkpoint: OfficialCheckpoint, architecture: Architecture, path: str | Path) -> ModelMixin:
     """The network with the weights of the checkpoint, which are taken out of it."""
-    architecture = build_architecture(config, checkpoint.format)
     shapes = {key: tuple(tensor.shape) for key, tensor in checkpoint.state_dict.items()}
     try:
         return architecture.load(architecture.convert(checkpoint.state_dict))
@@ -211,6 +215,12 @@ def convert_checkpoint(path: str | Path, config: str | Path | dict, use_ema: boo
         A `ScoreSdePipeline` on the CPU, in float32 and evaluation mode.
 
     Raises:
-        ValueError: if the file cannot be read, or any parameter is missing, left over or of another shape.
+        ValueError: as `convert`.
+
+    Warns:
+        UserWarning: of each setting of the noise schedule that the file has otherwise than the configuration.
     """
-    return convert(path, config, use_ema).pipeline
+    conversion = convert(path, config, use_ema)
+    for change in conversion.changes:
+        warnings.warn(f"{path}: {change}", stacklevel=2)
+    return conversion.pipeline

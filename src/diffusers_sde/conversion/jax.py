@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from .checkpoint import OfficialCheckpoint, checked_decay, checked_step, shown_names
+from .checkpoint import OfficialCheckpoint, checked_decay, checked_name, checked_step, shown_names
 
 _DTYPES = {
     "float32": torch.float32,
@@ -174,9 +174,7 @@ def _counted_map() -> Callable[[list[tuple]], dict]:
             raise ValueError(f"it has more than {_MAX_ENTRIES} entries")
         result: dict = {}
         for key, value in pairs:
-            if not isinstance(key, str):
-                raise ValueError(f"a name was expected, not {_kind(key)}")
-            _put(result, key, value)
+            _put(result, checked_name(key, "a map"), value)
         return result
 
     return build
@@ -189,10 +187,7 @@ def _keys(unpacker) -> Iterator[str]:
     except ValueError as error:
         raise ValueError("a map was expected") from error
     for _ in range(size):
-        key = unpacker.unpack()
-        if not isinstance(key, str):
-            raise ValueError(f"a name was expected, not {_kind(key)}")
-        yield key
+        yield checked_name(unpacker.unpack(), "a map")
 
 
 def _target(unpacker) -> dict[str, torch.Tensor]:
@@ -262,10 +257,8 @@ def _tensor(value) -> torch.Tensor:
         fits = len(content) == math.prod(shape) * dtype.itemsize
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as error:
         raise ValueError(f"an array cannot be decoded ({error!r:.80})") from error
-    if not fits:
+    if not fits or not content:
         raise ValueError(f"an array of shape {shape} has {len(content)} bytes")
-    if not content:
-        return torch.empty(shape, dtype=dtype)
     return torch.frombuffer(bytearray(content), dtype=dtype).reshape(shape)
 
 

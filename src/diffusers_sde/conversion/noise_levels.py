@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from ..configs import official_config, official_config_names
-from .checkpoint import WEIGHT_DTYPES
+from .checkpoint import NOISE_TABLES, WEIGHT_DTYPES
 from .fitting import structure
 
 _BETA_TABLES = {
@@ -47,7 +47,7 @@ class FileSchedule:
 
 def take_tables(state_dict: MutableMapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The tables of the noise schedule, by their names, taken out of a state dict."""
-    return {name: state_dict.pop(name) for name in ("sigmas", *_BETA_TABLES) if name in state_dict}
+    return {name: state_dict.pop(name) for name in NOISE_TABLES if name in state_dict}
 
 
 def schedule_of_file(config: dict, tables: Mapping[str, torch.Tensor], name: str | None = None) -> FileSchedule:

@@ -13,6 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
+from .checkpoint import printable
+
 MAX_OPCODES = 500_000
 """Opcodes of a pickle; the largest official networks, with the optimiser's state, take a quarter."""
 
@@ -54,7 +56,7 @@ class ForeignObjectError(PickleError):
 
     def __init__(self, names: set[str]):
         kinds = [f"{_KINDS[name]} ({name})" for name in sorted(names) if name in _KINDS]
-        others = [f"{name:.80}" for name in sorted(names) if not (kinds and name.startswith("torch."))]
+        others = [printable(name) for name in sorted(names) if not (kinds and name.startswith("torch."))]
         super().__init__(", ".join([*kinds, *others][:8]) + (" and others" if len(kinds + others) > 8 else ""))
         self.only_tensors = not others
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from .checkpoint import OfficialCheckpoint, checked_decay, checked_step, shown_names
+from .checkpoint import NOISE_TABLES, OfficialCheckpoint, checked_decay, checked_name, checked_step, shown_names
 from .torch_file import read_torch_file
 
 _WRAPPERS = ("module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-_NOT_TRAINED = ("sigmas", "all_modules.0.W")
+_NOT_TRAINED = (*NOISE_TABLES, "all_modules.0.W")
 _ADVICE = "convert the raw weights with `use_ema=False` (`--no-ema`)."
 
 
@@ -62,7 +62,7 @@ def _parts(ema) -> tuple[dict, Any]:
 
 
 def trained_names(names: Iterable[str]) -> list[str]:
-    """Names of the trained parameters: neither the table of noise levels nor the Fourier frequencies are."""
+    """Names of the trained parameters: neither tables of the noise schedule nor the Fourier frequencies are."""
     return [name for name in names if name not in _NOT_TRAINED]
 
 
@@ -70,13 +70,11 @@ def _named_tensors(entries: Mapping, part: str, path) -> dict[str, torch.Tensor]
     """The tensors of a dictionary by their official names.
 
     Raises:
-        ValueError: if a name is none, stands twice once the wrappers are gone, or begins with another prefix.
+        ValueError: if a name is no word, stands twice once the wrappers are gone, or begins with another prefix.
     """
     tensors: dict[str, torch.Tensor] = {}
     for key, tensor in entries.items():
-        if not isinstance(key, str):
-            raise ValueError(f"the {part!r} of {path} has a key of type {type(key).__name__}; names were expected.")
-        name = ".".join(word for word in key.split(".") if word not in _WRAPPERS)
+        name = ".".join(word for word in checked_name(key, path).split(".") if word not in _WRAPPERS)
         if name in tensors:
             raise ValueError(
                 f"the {part!r} of {path} has {name!r:.80} twice, with and without {', '.join(_WRAPPERS[:2])} in its "

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from .checkpoint import is_zip
+from .checkpoint import is_zip, printable
 from .pickle_scan import ForeignObjectError, PickleError, scan_pickle
 
 _MAX_PICKLE = 2**26
@@ -72,7 +72,7 @@ def _load(path: Path, archive: bool):
     except Exception as error:  # the reader of PyTorch has no error of its own for damage that the scan let pass
         # What PyTorch has to say on other ways to load the file stands before its reason.
         reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip() or "no reason given"
-        raise PickleError(f"{type(error).__name__}: {reason.splitlines()[0]:.200}") from error
+        raise PickleError(f"{type(error).__name__}: {printable(reason.splitlines()[0])}") from error
 
 
 def _check_archive(path: Path) -> None:
