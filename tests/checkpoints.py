@@ -6,11 +6,13 @@ to lie side by side. The first 8 bytes are the length.
 
 import functools
 import gzip
+import io
 import json
 import lzma
 from pathlib import Path
 
 import numpy as np
+import torch
 from safetensors.torch import load_file
 
 REFERENCE = Path(__file__).parent / "reference"
@@ -31,6 +33,12 @@ def write_checkpoint(folder: Path, name: str) -> Path:
     if not path.exists():
         path.write_bytes(checkpoint_bytes(name))
     return path
+
+
+def checkpoint_content(name: str) -> dict:
+    """The content of a recorded PyTorch checkpoint, to be changed and saved again."""
+    with torch.serialization.safe_globals([np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64))]):
+        return torch.load(io.BytesIO(checkpoint_bytes(name)), weights_only=True)
 
 
 def arrays(name: str) -> dict:

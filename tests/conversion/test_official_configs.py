@@ -84,7 +84,7 @@ def test_configurations_from_anywhere(tmp_path):
     [
         ("model", "name", "unet", "networks that can be converted"),
         ("model", "ch_mult", [2, 2], "must start with 1"),
-        ("model", "normalization", "BatchNorm", "must be 'swish' and `model.normalization` 'GroupNorm'"),
+        ("model", "normalization", "BatchNorm", "can build .GroupNorm. alone"),
         ("model", "nf", None, "lacks 'nf'"),
         ("training", "sde", "xvsde", "allowed are 'vesde', 'vpsde', 'subvpsde'"),
         ("sampling", "snr", None, "lacks 'snr'"),

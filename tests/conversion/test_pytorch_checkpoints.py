@@ -3,13 +3,12 @@
 Outputs agree to 2e-5 of their largest value in float32; sampler runs of 100 steps, seed for seed, to 5e-4.
 """
 
-import numpy as np
 import pytest
 import torch
 from diffusers import DiffusionPipeline
 
 from diffusers_sde.conversion import convert, convert_checkpoint
-from tests.checkpoints import arrays, description, relative_error
+from tests.checkpoints import arrays, checkpoint_content, description, relative_error
 
 NAMES = [
     "ve_ncsnpp_continuous",
@@ -91,8 +90,7 @@ def test_sampler_runs(checkpoint, name, key):
 
 def test_names_without_the_prefix_of_data_parallel(checkpoint, tmp_path):
     name = "ve_ncsnpp_discrete"
-    with torch.serialization.safe_globals([np._core.multiarray.scalar, np.dtype, type(np.dtype(np.float64))]):
-        content = torch.load(checkpoint(name), weights_only=True)
+    content = checkpoint_content(name)
     assert all(key.startswith("module.") for key in content["model"])
     content["model"] = {key.removeprefix("module."): value for key, value in content["model"].items()}
     torch.save(content, tmp_path / "plain")

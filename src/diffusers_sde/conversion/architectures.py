@@ -23,6 +23,10 @@ LABEL_CONDITIONED = ("ncsn", "ncsnv2_64", "ncsnv2_128", "ncsnv2_256")
 """Networks that look up the noise level by its label, whatever `training.continuous` says."""
 
 
+# Code that has group normalisation whatever `model.normalization` is: the network and the format of its checkpoints.
+_ONLY_GROUP_NORM = (("ncsnpp", "pytorch"), ("ncsnpp", "jax"), ("ddpm", "pytorch"))
+
+
 @dataclass(frozen=True)
 class Architecture:
     """The network of an official configuration on the meta device, and where its parameters come from.
@@ -73,6 +77,14 @@ def build_network(config: dict) -> ModelMixin:
         raise ValueError(f"the configuration lacks {error}.") from error
 
 
+def as_run(config: dict, checkpoint_format: str) -> dict:
+    """The configuration of the network that the official code of a format builds from `config`."""
+    model = config["model"]
+    if (model.get("name"), checkpoint_format) not in _ONLY_GROUP_NORM or "normalization" not in model:
+        return config
+    return config | {"model": model | {"normalization": "GroupNorm"}}
+
+
 def build_architecture(config: dict, checkpoint_format: str) -> Architecture:
     """The network of an official configuration, to be filled from a checkpoint.
 
@@ -84,8 +96,13 @@ def build_architecture(config: dict, checkpoint_format: str) -> Architecture:
         ValueError: as `build_network`, or if no checkpoint of that format can exist.
     """
     with torch.device("meta"):
-        network = build_network(config)
+        network = build_network(as_run(config, checkpoint_format))
     module = _module(config)
+    if checkpoint_format == "pytorch" and module is ncsnv2 and config["model"]["normalization"] != "InstanceNorm++":
+        raise ValueError(
+            f"`model.normalization` is {config['model']['normalization']!r}, with which the official PyTorch code "
+            "cannot build NCSNv2, so no checkpoint of it is known; its JAX code can."
+        )
     parameter_map, ignored = module.parameter_map(network), module.ignored_names(network)
     if checkpoint_format == "jax":
         modules = module.flax_modules(network)

@@ -14,6 +14,7 @@ from .parameter_map import Source, convert_state_dict
 _MODULES = re.compile(
     r"(GaussianFourierProjection_0|Dense_\d+|init_conv|pre-pool-bn|WideResnetGroup_\d+/WideResnetBlock_\d+)/"
 )
+_MAX_BLOCKS = 100
 
 
 def parameter_map(model: NoiseConditionalClassifier) -> dict[str, Source]:
@@ -64,7 +65,13 @@ def model_config(parameters: Mapping[str, torch.Tensor]) -> dict:
             f"the file holds {sorted(parameters)[:4]} and {max(len(parameters) - 4, 0)} more; the official classifier "
             "has GaussianFourierProjection_0, Dense_0 to Dense_2, init_conv, WideResnetGroup_0 to 2 and pre-pool-bn."
         ) from error
-    if in_channels != 3 or features < 64 or features % 64 or not (frequencies and num_classes and blocks):
+    if (
+        len(blocks) > _MAX_BLOCKS
+        or in_channels != 3
+        or features < 64
+        or features % 64
+        or not (frequencies and num_classes and blocks)
+    ):
         raise ValueError(
             f"a classifier of {in_channels} channels, {features} features, {frequencies} frequencies, {num_classes} "
             f"classes and {len(blocks)} blocks per group is none that the official code builds for 3 channels."

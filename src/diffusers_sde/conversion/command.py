@@ -134,7 +134,7 @@ def _progress() -> Iterator:
 
 
 def _print_summary(conversion: Conversion, layout: str) -> None:
-    number, row = checkpoint_number(conversion), paper_row(conversion.config_name)
+    number, row = checkpoint_number(conversion), paper_row(conversion.official_name)
     step = "not in the file" if conversion.step is None else f"{conversion.step:,}"
     published = {}
     if row is not None:
@@ -152,15 +152,19 @@ def _print_summary(conversion: Conversion, layout: str) -> None:
             "format": conversion.format,
             "layout": layout,
             "published": values or "no numbers",
+            "not used": ", ".join(conversion.unused) or "nothing",
         },
     )
+    for note in (*conversion.changes, *conversion.notes):
+        click.echo(f"note: {note}")
 
 
 def _print_rows(title: str, rows: dict) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(title=title, show_header=False, title_justify="left")
     for key, value in rows.items():
-        table.add_row(key, str(value))
+        table.add_row(key, Text(str(value)))  # words of a file are no markup
     Console().print(table)

@@ -9,7 +9,8 @@ from ..models.attention import AttentionBlock
 from ..models.ddpm import DDPMResnetBlock
 from ..models.resampling import Downsample, Upsample
 from .flax_names import ModuleCounter
-from .parameter_map import Source, attention_sources, plain, pointwise_sources
+from .layers import activation_name, attention_sources, norm_class, norm_name, norm_sources
+from .parameter_map import Source, plain, pointwise_sources
 
 
 def build_model(config: dict) -> DDPMModel:
@@ -28,8 +29,6 @@ def model_config(config: dict) -> dict:
     model, data = config["model"], config["data"]
     if model["ch_mult"][0] != 1:
         raise ValueError(f"`model.ch_mult` is {model['ch_mult']}; it must start with 1, as in all official configs.")
-    if model["nonlinearity"].lower() != "swish" or model["normalization"] != "GroupNorm":
-        raise ValueError("`model.nonlinearity` must be 'swish' and `model.normalization` 'GroupNorm'.")
     channels = data["num_channels"]
     return {
         "sample_size": data["image_size"],
@@ -45,7 +44,9 @@ def model_config(config: dict) -> dict:
         "sigma_min": model["sigma_min"],
         "sigma_max": model["sigma_max"],
         "num_train_timesteps": model["num_scales"],
+        "act_fn": activation_name(model),
         "dropout": model["dropout"],
+        "norm_type": norm_name(model),
     }
 
 
@@ -73,8 +74,9 @@ def flax_modules(model: DDPMModel) -> dict[str, str]:
     }
     counter, names = ModuleCounter(), {}
     for index, path in enumerate(_modules_in_official_order(model)):
-        cls = type(model.get_submodule(path))
-        names[f"all_modules.{index}"] = counter.name(classes.get(cls, cls.__name__))
+        module = model.get_submodule(path)
+        cls = classes.get(type(module)) or type(module).__name__
+        names[f"all_modules.{index}"] = counter.name(norm_class(module) if path == "conv_norm_out" else cls)
     return names
 
 
@@ -103,19 +105,22 @@ def _modules_in_official_order(model: DDPMModel) -> Iterator[str]:
 def _sources(module: nn.Module, origin: str) -> Iterator[tuple[str, Source]]:
     """Parameter names of one module and their sources."""
     if isinstance(module, DDPMResnetBlock):
-        yield from plain("norm1", f"{origin}.GroupNorm_0")
+        norm = norm_class(module.norm1)
+        yield from norm_sources(module.norm1, "norm1", f"{origin}.{norm}_0")
         yield from plain("conv1", f"{origin}.Conv_0")
         if module.time_emb_proj is not None:
             yield from plain("time_emb_proj", f"{origin}.Dense_0")
-        yield from plain("norm2", f"{origin}.GroupNorm_1")
+        yield from norm_sources(module.norm2, "norm2", f"{origin}.{norm}_1")
         yield from plain("conv2", f"{origin}.Conv_1")
         if module.conv_shortcut is not None:
             yield from pointwise_sources("conv_shortcut", f"{origin}.NIN_0")
     elif isinstance(module, AttentionBlock):
-        yield from attention_sources(origin)
+        yield from attention_sources(module, origin)
     elif isinstance(module, (Downsample, Upsample)):
         if module.conv is not None:
             yield from plain("conv", f"{origin}.Conv_0")
-    else:
+    elif isinstance(module, (nn.Linear, nn.Conv2d)):
         yield "weight", Source((f"{origin}.weight",))
         yield "bias", Source((f"{origin}.bias",))
+    else:
+        yield from ((name.removeprefix("."), source) for name, source in norm_sources(module, "", origin))

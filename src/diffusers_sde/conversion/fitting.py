@@ -2,11 +2,12 @@
 
 import json
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 
 from ..configs import official_config, official_config_names
-from .architectures import build_architecture
+from .architectures import Architecture, build_architecture
 from .parameter_map import MismatchError
 
 
@@ -25,7 +26,7 @@ def fitting_configs(shapes: Mapping[str, tuple[int, ...]], checkpoint_format: st
         config = official_config(name)
         network = structure(config)
         if network not in fits:
-            fits[network] = _fits(config, shapes, checkpoint_format)
+            fits[network] = _fits(_architecture(name, checkpoint_format), shapes)
         if fits[network]:
             names.append(name)
     return names
@@ -49,10 +50,17 @@ def structure(config: dict) -> str:
     return json.dumps([model, config["data"]["image_size"], config["data"]["num_channels"]], sort_keys=True)
 
 
-def _fits(config: dict, shapes: Mapping[str, tuple[int, ...]], checkpoint_format: str) -> bool:
+@cache
+def _architecture(name: str, checkpoint_format: str) -> Architecture | None:
+    """The architecture of an official configuration, or None if no checkpoint of the format can exist."""
     try:
-        architecture = build_architecture(config, checkpoint_format)
+        return build_architecture(official_config(name), checkpoint_format)
     except ValueError:
+        return None
+
+
+def _fits(architecture: Architecture | None, shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    if architecture is None:
         return False
     used = {name for source in architecture.parameter_map.values() for name in source.names}
     if used - set(shapes) or set(shapes) - used - set(architecture.ignored):

@@ -170,11 +170,11 @@ def _sampler(conversion: Conversion, layout: str) -> str:
 
 
 def _results(conversion: Conversion) -> str:
-    row = paper_row(conversion.config_name)
+    row = paper_row(conversion.official_name)
     head = "## Published results\n\n"
     if row is None:
         return head + "None that belong to this configuration are known."
-    name = row.official_name or conversion.config_name
+    name = row.official_name or conversion.official_name
     values = {key: value for key, value in asdict(row).items() if key != "official_name"}
     if not any(values.values()):
         return head + f"The official table has `{name}` with pictures and without numbers ([source]({SOURCE}))."
@@ -209,6 +209,8 @@ def _origin(conversion: Conversion, layout: str) -> str:
         "decay of the moving average": conversion.ema_decay if conversion.ema_decay is not None else unknown,
         "training step": f"{conversion.step:,}" if conversion.step is not None else unknown,
         "parameters": f"{conversion.num_parameters:,}",
+        "other than in the configuration": "; ".join((*conversion.changes, *conversion.notes)) or "nothing",
+        "not used of the file": ", ".join(conversion.unused) or "nothing",
         "layout": f"`{layout}`",
     }
     rows = [f"| {key} | {value} |" for key, value in values.items()]

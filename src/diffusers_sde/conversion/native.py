@@ -38,6 +38,7 @@ _DDPM_SETTINGS = {
     "conditional": True,
     "scale_by_sigma": False,
     "act_fn": "silu",
+    "norm_type": "group",
 }
 _VE_SAMPLER = {"predictor": "reverse_diffusion", "corrector": "langevin"}
 _VP_SAMPLER = {"predictor": "ancestral_sampling", "corrector": "none"}

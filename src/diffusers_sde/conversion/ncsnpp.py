@@ -10,7 +10,8 @@ from ..models.embeddings import GaussianFourierProjection
 from ..models.ncsnpp import InputResidual, InputSkip, OutputResidual, OutputSkip, ResnetBlock
 from ..models.resampling import Downsample, Upsample, fir_kernel_2d
 from .flax_names import ModuleCounter
-from .parameter_map import Source, attention_sources, plain, pointwise_sources
+from .layers import activation_name, attention_sources, norm_name
+from .parameter_map import Source, plain, pointwise_sources
 
 _RESNET = {
     "norm1": "GroupNorm_0",
@@ -35,8 +36,7 @@ def model_config(config: dict) -> dict:
     model, data = config["model"], config["data"]
     if model["ch_mult"][0] != 1:
         raise ValueError(f"`model.ch_mult` is {model['ch_mult']}; it must start with 1, as in all official configs.")
-    if model["nonlinearity"].lower() != "swish" or model["normalization"] != "GroupNorm":
-        raise ValueError("`model.nonlinearity` must be 'swish' and `model.normalization` 'GroupNorm'.")
+    norm_name(model, allowed=("GroupNorm",))
     channels = data["num_channels"]
     return {
         "sample_size": data["image_size"],
@@ -61,6 +61,7 @@ def model_config(config: dict) -> dict:
         "sigma_min": model["sigma_min"],
         "sigma_max": model["sigma_max"],
         "num_train_timesteps": model["num_scales"],
+        "act_fn": activation_name(model),
         "dropout": model["dropout"],
         "init_scale": model["init_scale"],
     }
@@ -168,7 +169,7 @@ def _sources(module: nn.Module, origin: str) -> Iterator[tuple[str, Source]]:
     if isinstance(module, ResnetBlock):
         yield from _resnet_sources(module, origin)
     elif isinstance(module, AttentionBlock):
-        yield from attention_sources(origin)
+        yield from attention_sources(module, origin)
     elif isinstance(module, (Downsample, Upsample)):
         yield from _resample_sources(module, origin)
     elif isinstance(module, InputSkip):

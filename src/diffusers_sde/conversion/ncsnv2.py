@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from ..models import NCSNModel, NCSNv2Model
 from ..models.refinenet import RefineBlock, RefineNetResnetBlock
 from .flax_names import ModuleCounter
+from .layers import activation_name, norm_class, norm_name, norm_sources
 from .parameter_map import Source, plain
 
 _LEVELS = {
@@ -34,12 +35,6 @@ def model_config(config: dict) -> dict:
         ValueError: for settings that no official configuration has and the network does not express.
     """
     model, data = config["model"], config["data"]
-    if model["normalization"] != "InstanceNorm++":
-        raise ValueError(f"`model.normalization` is {model['normalization']!r}; it must be 'InstanceNorm++'.")
-    activations = {"elu": "elu", "relu": "relu", "swish": "silu"}
-    activation = model["nonlinearity"].lower()
-    if activation not in activations:
-        raise ValueError(f"`model.nonlinearity` is {activation!r}; allowed are {', '.join(map(repr, activations))}.")
     widths, dilations, refine_widths = _LEVELS[model["name"]]
     result = {
         "sample_size": data["image_size"],
@@ -53,9 +48,12 @@ def model_config(config: dict) -> dict:
         "sigma_min": model["sigma_min"],
         "sigma_max": model["sigma_max"],
         "num_train_timesteps": model["num_scales"],
-        "act_fn": activations[activation],
+        "act_fn": activation_name(model),
     }
-    if model["name"] != "ncsn":
+    if model["name"] == "ncsn":
+        norm_name(model, allowed=("InstanceNorm++",))
+    else:
+        result["norm_type"] = norm_name(model)
         names = {"bilinear": "bilinear", "nearest_neighbor": "nearest"}
         result["interpolation"] = names.get(model["interpolation"], model["interpolation"])
     return result
@@ -83,12 +81,7 @@ def _sources(model: NCSNModel | NCSNv2Model) -> Iterator[tuple[str, Source]]:
 
 
 def _norm(model, ours: str, official: str) -> Iterator[tuple[str, Source]]:
-    """InstanceNorm++; the conditional one keeps gamma, alpha and beta in one table on both sides."""
-    if isinstance(model, NCSNModel):
-        yield f"{ours}.embedding.weight", Source((f"{official}.embed.weight",))
-    else:
-        for name, theirs in (("scale", "gamma"), ("mean_scale", "alpha"), ("bias", "beta")):
-            yield f"{ours}.{name}", Source((f"{official}.{theirs}",))
+    return norm_sources(model.get_submodule(ours), ours, official)
 
 
 def _resnet(model, ours: str, official: str) -> Iterator[tuple[str, Source]]:
@@ -133,7 +126,7 @@ def flax_modules(model: NCSNModel | NCSNv2Model) -> dict[str, str]:
     """
     if isinstance(model, NCSNModel):
         raise ValueError("the official JAX code cannot build NCSN, so no checkpoint of it is known.")
-    names = {"begin_conv": "Conv_0", "end_conv": "Conv_1", "normalizer": "InstanceNorm2dPlus_0"}
+    names = {"begin_conv": "Conv_0", "end_conv": "Conv_1", "normalizer": f"{norm_class(model.norm_out)}_0"}
     counter = ModuleCounter()
     for i, level in enumerate(_RES_NAMES[len(model.down_blocks)]):
         for j, resnet in enumerate(model.down_blocks[i].resnets):
@@ -144,7 +137,7 @@ def flax_modules(model: NCSNModel | NCSNv2Model) -> dict[str, str]:
 
 
 def _flax_resnet(block: RefineNetResnetBlock, official: str, flax: str) -> dict[str, str]:
-    names = {f"{official}.normalize{k + 1}": f"{flax}/InstanceNorm2dPlus_{k}" for k in range(2)}
+    names = {f"{official}.normalize{k + 1}": f"{flax}/{norm_class(block.norm1)}_{k}" for k in range(2)}
     names[f"{official}.conv1"] = f"{flax}/Conv_0"
     if block.halves:
         names[f"{official}.conv2.conv"] = f"{flax}/ConvMeanPool_0/Conv_0"

@@ -38,16 +38,6 @@ def plain(ours: str, official: str, bias: bool = True) -> Iterator[tuple[str, So
         yield f"{ours}.bias", Source((f"{official}.bias",))
 
 
-def attention_sources(official: str) -> Iterator[tuple[str, Source]]:
-    """Names within our `AttentionBlock`: the official three projections become one, stored transposed."""
-    yield from plain("norm", f"{official}.GroupNorm_0")
-    projections = tuple(f"{official}.NIN_{k}" for k in range(3))
-    yield "to_qkv.weight", Source(tuple(f"{p}.W" for p in projections), lambda *w: torch.cat(w, dim=1).T)
-    yield "to_qkv.bias", Source(tuple(f"{p}.b" for p in projections), lambda *b: torch.cat(b))
-    yield "to_out.weight", Source((f"{official}.NIN_3.W",), lambda w: w.T)
-    yield "to_out.bias", Source((f"{official}.NIN_3.b",))
-
-
 def pointwise_sources(ours: str, official: str) -> Iterator[tuple[str, Source]]:
     """A matrix (in, out) over the channels as a 1 x 1 convolution."""
     yield f"{ours}.weight", Source((f"{official}.W",), lambda w: w.T[:, :, None, None])

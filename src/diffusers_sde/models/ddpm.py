@@ -1,21 +1,23 @@
 """DDPM: the U-Net of Ho et al. 2020, as it was trained for the VE, VP and sub-VP SDEs.
 
-It differs from DDPM++ (`NCSNppModel`) in what surrounds the same skeleton: a fixed number of normalisation groups,
-residual sums as they are, no residual blocks that resample.
+It differs from DDPM++ (`NCSNppModel`) in what surrounds the same skeleton: a fixed number of normalisation groups
+or another normalisation, residual sums as they are, no residual blocks that resample.
 
 Reference: Ho et al. 2020, arXiv:2006.11239, App. B; Song et al. 2021, arXiv:2011.13456, App. C.
 """
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.activations import get_activation
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from .activations import activation
 from .attention import AttentionBlock
-from .initialization import conv2d, linear, scaled_xavier_uniform_
+from .embeddings import time_embedding
+from .initialization import conv2d, linear
 from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
+from .normalization import normalization
 from .resampling import Downsample, Upsample
 
 
@@ -27,8 +29,9 @@ class DDPMResnetBlock(nn.Module):
         out_channels: channels of the output.
         embedding_dim: features of the embedding, or `None` for an unconditional network.
         norm_groups: groups of both normalisations.
-        act_fn: activation function, by diffusers' names.
+        act_fn: activation function, see `activation`.
         dropout: dropout probability.
+        norm_type: both normalisations, see `normalization`.
     """
 
     def __init__(
@@ -39,13 +42,14 @@ class DDPMResnetBlock(nn.Module):
         norm_groups: int,
         act_fn: str,
         dropout: float,
+        norm_type: str = "group",
     ):
         super().__init__()
-        self.act = get_activation(act_fn)
-        self.norm1 = nn.GroupNorm(norm_groups, in_channels, eps=1e-6)
+        self.act = activation(act_fn)
+        self.norm1 = normalization(norm_type, in_channels, norm_groups)
         self.conv1 = conv2d(in_channels, out_channels)
         self.time_emb_proj = None if embedding_dim is None else linear(embedding_dim, out_channels)
-        self.norm2 = nn.GroupNorm(norm_groups, out_channels, eps=1e-6)
+        self.norm2 = normalization(norm_type, out_channels, norm_groups)
         self.dropout = nn.Dropout(dropout)
         self.conv2 = conv2d(out_channels, out_channels, init_scale=0.0)
         self.conv_shortcut = None
@@ -152,9 +156,12 @@ class DDPMModel(ModelMixin, ConfigMixin):
         num_train_timesteps (`int`, *optional*, defaults to 1000):
             Length of the geometric grid from `sigma_max` (label 0) to `sigma_min`, by which `scale_by_sigma` turns
             labels into sigmas. Unused otherwise.
-        act_fn (`str`, *optional*, defaults to `"silu"`): Activation function, by diffusers' names.
+        act_fn (`str`, *optional*, defaults to `"silu"`):
+            Activation function: `"elu"`, `"relu"`, `"lrelu"` (of slope 0.2), `"silu"` or another name of diffusers.
         dropout (`float`, *optional*, defaults to 0.1): Dropout probability in residual blocks.
         norm_num_groups (`int`, *optional*, defaults to 32): Groups of every normalisation.
+        norm_type (`str`, *optional*, defaults to `"group"`):
+            Normalisation: `"group"`, `"instance"`, `"instance++"` or `"variance"`.
     """
 
     _supports_gradient_checkpointing = True
@@ -179,18 +186,16 @@ class DDPMModel(ModelMixin, ConfigMixin):
         act_fn: str = "silu",
         dropout: float = 0.1,
         norm_num_groups: int = 32,
+        norm_type: str = "group",
     ):
         super().__init__()
         self._check_config()
         base = block_out_channels[0]
-        self.act = get_activation(act_fn)
+        self.act = activation(act_fn)
         self.time_proj = self.time_embedding = None
         if conditional:
             self.time_proj = Timesteps(base, flip_sin_to_cos=False, downscale_freq_shift=1)
-            self.time_embedding = TimestepEmbedding(base, 4 * base, act_fn=act_fn)
-            for layer in (self.time_embedding.linear_1, self.time_embedding.linear_2):
-                scaled_xavier_uniform_(layer.weight)
-                nn.init.zeros_(layer.bias)
+            self.time_embedding = time_embedding(base, 4 * base, act_fn)
         self.conv_in = conv2d(in_channels, base)
         size = sample_size if isinstance(sample_size, int) else max(sample_size)
         has_attention = [size // 2**i in attn_resolutions for i in range(len(block_out_channels))]
@@ -198,7 +203,7 @@ class DDPMModel(ModelMixin, ConfigMixin):
         lowest = block_out_channels[-1]
         self.mid_block = DDPMMidBlock([self._resnet(lowest, lowest) for _ in range(2)], self._attention(lowest))
         self._build_decoder(has_attention, skips)
-        self.conv_norm_out = nn.GroupNorm(norm_num_groups, base, eps=1e-6)
+        self.conv_norm_out = normalization(norm_type, base, norm_num_groups)
         self.conv_out = conv2d(base, out_channels, init_scale=0.0)
         self.gradient_checkpointing = False
 
@@ -216,11 +221,17 @@ class DDPMModel(ModelMixin, ConfigMixin):
         config = self.config
         embedding_dim = 4 * config.block_out_channels[0] if config.conditional else None
         return DDPMResnetBlock(
-            in_channels, out_channels, embedding_dim, config.norm_num_groups, config.act_fn, config.dropout
+            in_channels,
+            out_channels,
+            embedding_dim,
+            config.norm_num_groups,
+            config.act_fn,
+            config.dropout,
+            config.norm_type,
         )
 
     def _attention(self, channels: int) -> AttentionBlock:
-        return AttentionBlock(channels, self.config.norm_num_groups)
+        return AttentionBlock(channels, self.config.norm_num_groups, norm_type=self.config.norm_type)
 
     def _build_encoder(self, has_attention: list[bool]) -> list[int]:
         """Builds `down_blocks`; returns the channels of all skips in the order in which they arise."""

@@ -3,7 +3,11 @@
 import math
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
 from torch import nn
+
+from .activations import activation
+from .initialization import scaled_xavier_uniform_
 
 
 class GaussianFourierProjection(nn.Module):
@@ -35,3 +39,19 @@ class GaussianFourierProjection(nn.Module):
         # In the official order: at hundreds of radians another rounding changes outputs by 2e-5, gradients by 1e-4.
         angles = sigma.float().log()[:, None] * self.weight * 2 * math.pi
         return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+def time_embedding(in_features: int, features: int, act_fn: str) -> TimestepEmbedding:
+    """Two dense layers with an activation between them, initialised as in the DDPM family.
+
+    Args:
+        in_features: features of the encoded noise level.
+        features: features of the embedding.
+        act_fn: activation function, see `activation`.
+    """
+    embedding = TimestepEmbedding(in_features, features)
+    embedding.act = activation(act_fn)
+    for layer in (embedding.linear_1, embedding.linear_2):
+        scaled_xavier_uniform_(layer.weight)
+        nn.init.zeros_(layer.bias)
+    return embedding

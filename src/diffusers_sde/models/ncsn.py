@@ -33,7 +33,8 @@ class NCSNModel(RefineNetMixin, ModelMixin, ConfigMixin):
         sigma_min (`float`, *optional*, defaults to 0.01): Smallest sigma of the label grid.
         sigma_max (`float`, *optional*, defaults to 1.0): Largest sigma of the label grid, that of label 0.
         num_train_timesteps (`int`, *optional*, defaults to 10): Number of labels.
-        act_fn (`str`, *optional*, defaults to `"elu"`): Activation function: `"elu"`, `"relu"` or `"silu"`.
+        act_fn (`str`, *optional*, defaults to `"elu"`):
+            Activation function: `"elu"`, `"relu"`, `"lrelu"` (of slope 0.2), `"silu"` or another name of diffusers.
     """
 
     _supports_gradient_checkpointing = True

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
-from diffusers.models.activations import get_activation
-from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from .activations import activation
 from .attention import AttentionBlock
-from .embeddings import GaussianFourierProjection
-from .initialization import conv2d, linear, scaled_xavier_uniform_
+from .embeddings import GaussianFourierProjection, time_embedding
+from .initialization import conv2d, linear
 from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
 from .resampling import Downsample, Upsample
 
@@ -71,7 +71,7 @@ class ResnetBlock(nn.Module):
         super().__init__()
         self.is_biggan = options.resnet_type == "biggan"
         self.residual_scale = options.residual_scale
-        self.act = get_activation(options.act_fn)
+        self.act = activation(options.act_fn)
         self.resample = resample
         self.norm1 = _group_norm(in_channels)
         self.conv1 = conv2d(in_channels, out_channels)
@@ -132,7 +132,7 @@ class OutputSkip(nn.Module):
 
     def __init__(self, channels: int, image_channels: int, options: _Options, first: bool):
         super().__init__()
-        self.act = get_activation(options.act_fn)
+        self.act = activation(options.act_fn)
         self.upsample = None if first else Upsample(image_channels, fir_kernel=options.fir_kernel)
         self.norm = _group_norm(channels)
         self.conv = conv2d(channels, image_channels, init_scale=options.init_scale)
@@ -150,7 +150,7 @@ class OutputResidual(nn.Module):
         self.residual_scale = options.residual_scale
         self.upsample = None
         if pyramid_channels is None:
-            self.act = get_activation(options.act_fn)
+            self.act = activation(options.act_fn)
             self.norm = _group_norm(channels)
             self.conv = conv2d(channels, channels)
         else:
@@ -312,7 +312,8 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         num_train_timesteps (`int`, *optional*, defaults to 1000):
             Length of the geometric grid from `sigma_max` (label 0) to `sigma_min`, by which a network with positional
             embedding and `scale_by_sigma` turns labels into sigmas. Unused otherwise.
-        act_fn (`str`, *optional*, defaults to `"silu"`): Activation function, by diffusers' names.
+        act_fn (`str`, *optional*, defaults to `"silu"`):
+            Activation function: `"elu"`, `"relu"`, `"lrelu"` (of slope 0.2), `"silu"` or another name of diffusers.
         dropout (`float`, *optional*, defaults to 0.1): Dropout probability in residual blocks.
         init_scale (`float`, *optional*, defaults to 0.0): Variance factor of the last layer of each branch at start.
     """
@@ -353,7 +354,7 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         super().__init__()
         self._check_config()
         base = block_out_channels[0]
-        self.act = get_activation(act_fn)
+        self.act = activation(act_fn)
         options = _Options(
             act_fn=act_fn,
             embedding_dim=4 * base if conditional else None,
@@ -398,10 +399,7 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         else:
             self.time_proj = Timesteps(base, flip_sin_to_cos=False, downscale_freq_shift=1)
             features = base
-        self.time_embedding = TimestepEmbedding(features, 4 * base, act_fn=self.config.act_fn)
-        for layer in (self.time_embedding.linear_1, self.time_embedding.linear_2):
-            scaled_xavier_uniform_(layer.weight)
-            nn.init.zeros_(layer.bias)
+        self.time_embedding = time_embedding(features, 4 * base, self.config.act_fn)
 
     def _build_encoder(self, options: _Options, has_attention: list[bool]) -> list[int]:
         """Builds `down_blocks`; returns the channels of all skips in the order in which they arise."""

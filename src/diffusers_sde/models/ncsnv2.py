@@ -41,7 +41,10 @@ class NCSNv2Model(RefineNetMixin, ModelMixin, ConfigMixin):
         sigma_min (`float`, *optional*, defaults to 0.01): Smallest sigma of the label grid.
         sigma_max (`float`, *optional*, defaults to 50.0): Largest sigma of the label grid, that of label 0.
         num_train_timesteps (`int`, *optional*, defaults to 232): Length of the geometric label grid.
-        act_fn (`str`, *optional*, defaults to `"elu"`): Activation function: `"elu"`, `"relu"` or `"silu"`.
+        act_fn (`str`, *optional*, defaults to `"elu"`):
+            Activation function: `"elu"`, `"relu"`, `"lrelu"` (of slope 0.2), `"silu"` or another name of diffusers.
+        norm_type (`str`, *optional*, defaults to `"instance++"`):
+            Normalisation of the backbone: `"instance++"`, `"instance"`, `"variance"` or `"group"` (32 groups).
     """
 
     _supports_gradient_checkpointing = True
@@ -63,6 +66,7 @@ class NCSNv2Model(RefineNetMixin, ModelMixin, ConfigMixin):
         sigma_max: float = 50.0,
         num_train_timesteps: int = 232,
         act_fn: str = "elu",
+        norm_type: str = "instance++",
     ):
         super().__init__()
         if interpolation not in ("bilinear", "nearest"):
@@ -74,5 +78,6 @@ class NCSNv2Model(RefineNetMixin, ModelMixin, ConfigMixin):
             pooling="max",
             interpolation=interpolation,
             align_corners=False,
+            norm_type=norm_type,
         )
         self._build(options)

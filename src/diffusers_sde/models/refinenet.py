@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from .activations import activation
 from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
+from .normalization import InstanceNormPlus, normalization
 
-_ACTIVATIONS = {"elu": nn.ELU, "relu": nn.ReLU, "silu": nn.SiLU}
+_NORM_GROUPS = 32
 
 
 @dataclass(frozen=True)
@@ -23,13 +25,14 @@ class RefineNetOptions:
     """What all blocks of one network have in common.
 
     Args:
-        act_fn: activation function: `"elu"`, `"relu"` or `"silu"`.
+        act_fn: activation function, see `activation`.
         num_classes: number of noise labels if the normalisations see them, everywhere; otherwise `None`, and the
             refine blocks have no normalisation.
         unbiased: whether the variance over channels in the normalisations is the unbiased one.
         pooling: `"max"` or `"avg"`, in the chained residual pooling.
         interpolation: `"bilinear"` or `"nearest"`, in the fusion.
         align_corners: whether bilinear interpolation maps corner pixels on corner pixels.
+        norm_type: normalisation of the backbone, see `normalization`; with labels `"instance++"` alone.
     """
 
     act_fn: str
@@ -38,18 +41,15 @@ class RefineNetOptions:
     pooling: str
     interpolation: str
     align_corners: bool
+    norm_type: str = "instance++"
 
-    def activation(self) -> nn.Module:
-        """The activation function."""
-        if self.act_fn not in _ACTIVATIONS:
-            raise ValueError(f"`act_fn` is {self.act_fn!r}; allowed are {', '.join(map(repr, _ACTIVATIONS))}.")
-        return _ACTIVATIONS[self.act_fn]()
-
-    def norm(self, channels: int) -> "InstanceNormPlus":
+    def norm(self, channels: int) -> nn.Module:
         """A normalisation of the backbone."""
-        return InstanceNormPlus(channels, self.num_classes, self.unbiased)
+        if self.norm_type == "instance++":
+            return InstanceNormPlus(channels, self.num_classes, self.unbiased)
+        return normalization(self.norm_type, channels, _NORM_GROUPS)
 
-    def refine_norm(self, channels: int) -> "InstanceNormPlus | None":
+    def refine_norm(self, channels: int) -> nn.Module | None:
         """A normalisation of the refine blocks, if they have any."""
         return None if self.num_classes is None else self.norm(channels)
 
@@ -59,49 +59,6 @@ class RefineNetOptions:
             return h
         corners = self.align_corners if self.interpolation == "bilinear" else None
         return F.interpolate(h, size=size, mode=self.interpolation, align_corners=corners)
-
-
-class InstanceNormPlus(nn.Module):
-    """Instance normalisation++: gamma ((x - mu) / s + alpha (mu - m) / v) + beta.
-
-    mu and s are mean and standard deviation per channel, m and v those of mu over the channels. The term with alpha
-    keeps how the channels' means differ, which instance normalisation loses.
-
-    Args:
-        channels: channels C.
-        num_classes: number of labels, each with gamma, alpha and beta of its own; `None` for one set for all.
-        unbiased: whether v^2 is the unbiased variance.
-
-    Reference: Song and Ermon 2019, arXiv:1907.05600, App. A.1.
-    """
-
-    eps = 1e-5
-
-    def __init__(self, channels: int, num_classes: int | None, unbiased: bool):
-        super().__init__()
-        self.correction = int(unbiased)
-        self.embedding = None
-        if num_classes is None:
-            self.scale = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
-            self.mean_scale = nn.Parameter(torch.empty(channels).normal_(1.0, 0.02))
-            self.bias = nn.Parameter(torch.zeros(channels))
-        else:
-            self.embedding = nn.Embedding(num_classes, 3 * channels)
-            nn.init.normal_(self.embedding.weight[:, : 2 * channels].detach(), 1.0, 0.02)
-            nn.init.zeros_(self.embedding.weight[:, 2 * channels :].detach())
-
-    def forward(self, x: torch.Tensor, label: torch.Tensor | None) -> torch.Tensor:
-        """(B, C, H, W) and integer labels (B,) -> (B, C, H, W)."""
-        dtype = x.dtype
-        x = x.to(torch.promote_types(dtype, torch.float32))  # variances of large noise do not fit in float16
-        variance, mean = torch.var_mean(x, dim=(2, 3), correction=0, keepdim=True)
-        v, m = torch.var_mean(mean, dim=1, correction=self.correction, keepdim=True)
-        if self.embedding is None:
-            scale, mean_scale, bias = (p[:, None, None] for p in (self.scale, self.mean_scale, self.bias))
-        else:
-            scale, mean_scale, bias = self.embedding(label)[:, :, None, None].chunk(3, dim=1)
-        h = (x - mean) / torch.sqrt(variance + self.eps)
-        return (scale * (h + mean_scale * (mean - m) / torch.sqrt(v + self.eps)) + bias).to(dtype)
 
 
 def _conv(in_channels: int, out_channels: int, dilation: int = 1, bias: bool = True, size: int = 3) -> nn.Conv2d:
@@ -124,7 +81,7 @@ class RefineNetResnetBlock(nn.Module):
     ):
         super().__init__()
         self.halves = first and dilation == 1
-        self.act = options.activation()
+        self.act = activation(options.act_fn)
         hidden = in_channels if first else out_channels
         self.norm1 = options.norm(in_channels)
         self.conv1 = _conv(in_channels, hidden, dilation)
@@ -161,7 +118,7 @@ class ResidualConvUnit(nn.Module):
 
     def __init__(self, channels: int, options: RefineNetOptions):
         super().__init__()
-        self.act = options.activation()
+        self.act = activation(options.act_fn)
         self.norm1, self.norm2 = options.refine_norm(channels), options.refine_norm(channels)
         self.conv1, self.conv2 = _conv(channels, channels, bias=False), _conv(channels, channels, bias=False)
 
@@ -204,7 +161,7 @@ class ChainedResidualPooling(nn.Module):
 
     def __init__(self, channels: int, options: RefineNetOptions, num_stages: int = 2):
         super().__init__()
-        self.act = options.activation()
+        self.act = activation(options.act_fn)
         self.pool = nn.MaxPool2d(5, 1, 2) if options.pooling == "max" else nn.AvgPool2d(5, 1, 2)
         stages = range(num_stages)
         self.norms = nn.ModuleList(n for n in (options.refine_norm(channels) for _ in stages) if n is not None)
@@ -258,7 +215,7 @@ class RefineNetMixin:
                 f"the last of `refine_out_channels` is {config.refine_out_channels[-1]}; at the lowest level it must "
                 f"be that of `block_out_channels`, {widths[-1]}."
             )
-        self.act = options.activation()
+        self.act = activation(options.act_fn)
         self.conv_in = _conv(config.in_channels, widths[0])
         self._build_blocks(options, widths)
         self.norm_out = options.norm(config.refine_out_channels[0])
