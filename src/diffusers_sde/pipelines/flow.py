@@ -2,7 +2,6 @@
 
 import torch
 
-from ..schedulers import from_diffusers_scheduler
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .image_input import ImageInput, read_images
 
@@ -12,11 +11,11 @@ class FlowPipelineBase(ScoreSdePipelineBase):
 
     Args:
         unet: network with the calling convention of `UNet2DModel`.
-        scheduler: one of this package's; one of diffusers' is turned into ours by `from_diffusers_scheduler`.
+        scheduler: one of this package's; one of diffusers' is turned into ours, here and by assignment.
     """
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
-        super().__init__(unet, from_diffusers_scheduler(scheduler))
+        super().__init__(unet, scheduler)
 
     def _score_function(self):
         return self.scheduler.score_fn(self.unet)

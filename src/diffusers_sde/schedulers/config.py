@@ -98,10 +98,20 @@ class TravellingConfig:
         return None
 
     @property
+    def takes_labels(self) -> bool:
+        """Whether the network is conditioned on the labels of a chain of linear betas, as diffusers' solvers do it."""
+        return not self.config.continuous and self._linear_betas() is not None
+
+    @property
     def process_settings(self) -> dict[str, Any]:
         """Class and settings that a network was trained for; without those of the sampler."""
         left_out = SAMPLER_KEYS | ({"num_train_timesteps"} if self.config.continuous else set())
         return {key: value for key, value in self.config[PROCESS_KEY].items() if key not in left_out}
+
+
+def class_names() -> set[str]:
+    """Names of the scheduler classes of this package and of its users'."""
+    return set(_CLASSES)
 
 
 def foreign_prediction(class_name: str) -> str:
@@ -109,13 +119,17 @@ def foreign_prediction(class_name: str) -> str:
     return f"that of {class_name} (for pipelines of diffusers_sde, which rescale it)"
 
 
-def described_process(config: Mapping[str, Any]) -> dict[str, Any] | None:
+def described_process(config: Mapping[str, Any], name: str | None = None) -> dict[str, Any] | None:
     """Class name and settings of ours that a config carries; `None` for a chain of diffusers' own, or bare settings.
+
+    Args:
+        config: of a scheduler.
+        name: of its class; by default `_class_name` in the config, which only saved and converted ones have.
 
     Raises:
         ValueError: if the class is not known here, or the config does not determine it.
     """
-    name = config.get("_class_name")
+    name = config.get("_class_name") if name is None else name
     if name in _CLASSES:  # ours, or diffusers' of the same name
         return {"_class_name": name, **{k: v for k, v in config.items() if k in _init_keys(_CLASSES[name])}}
     if PROCESS_KEY in config:
@@ -137,9 +151,9 @@ def described_process(config: Mapping[str, Any]) -> dict[str, Any] | None:
     return None
 
 
-def process_scheduler(config: Mapping[str, Any]):
-    """Scheduler of ours that a config carries, or `None`."""
-    process = described_process(config)
+def process_scheduler(config: Mapping[str, Any], name: str | None = None):
+    """Scheduler of ours that a config of a class of that name carries, or `None`."""
+    process = described_process(config, name)
     return None if process is None else _CLASSES[process["_class_name"]].from_config(process)
 
 
