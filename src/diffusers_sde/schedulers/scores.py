@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 
 from ..sde.broadcasting import expand_to
+from ..sde.precision import in_double
 from .scheduling_score_sde_vp import ScoreSdeVpScheduler, discrete_vp_sigmas
 
 ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -94,10 +95,11 @@ def _discrete_vp_score(scheduler, evaluate) -> ScoreFunction:
     times = label_times(scheduler)
 
     def score_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-        grid, time = times.to(t.device), t.double().contiguous()
+        time = in_double(t).contiguous()
+        grid = times.to(time.device)
         above = torch.searchsorted(grid, time).clamp(1, len(grid) - 1)
         fraction = (time - grid[above - 1]) / (grid[above] - grid[above - 1])
-        label = (above - 1 + fraction).clamp(0, len(grid) - 1).to(t.dtype)
+        label = (above - 1 + fraction).clamp(0, len(grid) - 1).to(t)
         return _scaled(scheduler.sde, evaluate(x, label), t)
 
     return score_fn
