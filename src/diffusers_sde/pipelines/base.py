@@ -26,6 +26,7 @@ from ..schedulers import (
     ScoreSdeVeScheduler,
     ScoreSdeVpScheduler,
     accept_scheduler,
+    from_diffusers_scheduler,
 )
 from .padding import size_factor
 from .repository import finish_repository, repository_scheduler_config
@@ -89,6 +90,37 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     def num_timesteps(self) -> int:
         """Number of steps of the last call, for callbacks."""
         return self._num_timesteps
+
+    def score(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
+        r"""The score of the data with noise, grad log p_t(x), by the network.
+
+        Differentiable with respect to `x` and the network's parameters.
+
+        Args:
+            x (`torch.Tensor`): States in the data range plus noise, shape (B, C, H, W), floating point.
+            t (`torch.Tensor` or `float`): Times above 0 and up to 1, one for all or one per state: shape () or (B,).
+
+        Returns:
+            `torch.Tensor`: Shape of `x`, in its dtype or float32, whichever is wider.
+
+        Raises:
+            ValueError: if shapes, dtype or times are not allowed.
+        """
+        if x.ndim != 4 or not x.is_floating_point():
+            raise ValueError(
+                f"`x` has shape {tuple(x.shape)} and dtype {x.dtype}; floating-point states (batch, channels, height, "
+                "width) are needed."
+            )
+        self._image_size(*x.shape[2:])
+        wide = torch.promote_types(x.dtype, torch.float32)
+        t = torch.as_tensor(t, device=x.device, dtype=wide)
+        if tuple(t.shape) not in ((), (len(x),)):
+            raise ValueError(f"`t` has shape {tuple(t.shape)}; () or ({len(x)},), one per state, is needed.")
+        if not bool(((t > 0) & (t <= 1)).all()):
+            raise ValueError(
+                f"`t` has times from {float(t.min()):.4g} to {float(t.max()):.4g}; they must be above 0 and at most 1."
+            )
+        return from_diffusers_scheduler(self.scheduler).score_fn(self.unet)(x, t.expand(len(x)))
 
     @property
     def _centered(self) -> bool:

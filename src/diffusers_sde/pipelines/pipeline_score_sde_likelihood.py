@@ -10,6 +10,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..sde import draw_probes, log_likelihood
 from ..sde.elbo import denoising_elbo, elbo_times
+from ..sde.precision import double_device, has_float64
 from .base import AnyScheduler, ScoreNetwork
 from .dequantization import DequantizationFunction, bits_per_dim, choose_bin_width, dequantize, draw_per_image
 from .flow import FlowPipelineBase
@@ -115,6 +116,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
         rtol: float | None = None,
         atol: float | None = None,
         max_nfe: int = 10_000,
+        check: bool | None = None,
         sampling_eps: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         return_dict: bool = True,
@@ -146,6 +148,9 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
             atol (`float`, *optional*): Tolerance of a step in nats per dimension, for "dopri5" in units of the state,
                 too; by default 5e-4 for "adams", 1e-5 for "dopri5".
             max_nfe (`int`, *optional*, defaults to 10000): Most evaluations per image and dequantization.
+            check (`bool`, *optional*):
+                Whether to solve once more with tolerances 8 times smaller, to return that solution, and the difference
+                as its `error`; by default for the images whose path the solver cannot vouch for.
             sampling_eps (`float`, *optional*): Time at which the images are taken to lie; by default 1e-5, or that of
                 the lowest label.
             generator (`torch.Generator` or a list of them, *optional*): Source of dequantization noise, then probes;
@@ -168,7 +173,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
             self._check_count("num_probes", num_probes)
             probes = _draw_probes(probe_kind, num_probes, states[0], generator)
         settings = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe, "t_start": start, "solver": solver}
-        settings |= {"probes": probes, "exact_trace": exact_trace}
+        settings |= {"probes": probes, "exact_trace": exact_trace, "check": check}
         score_fn = self._score_function()
         results = [log_likelihood(self.scheduler.sde, score_fn, x_0, **settings) for x_0 in states]
         self.maybe_free_model_hooks()
@@ -224,8 +229,10 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
         start = self._first_time(sampling_eps, 0.0)
 
         def draw_uniform(one, count):
-            where = x_0.device if one is None else one.device
-            return torch.rand((num_times, count), generator=one, device=where, dtype=torch.float64).to(x_0.device)
+            where = double_device(x_0.device) if one is None else one.device
+            dtype = torch.float64 if has_float64(where) else torch.float32
+            drawn = torch.rand((num_times, count), generator=one, device=where, dtype=dtype)
+            return drawn.to(double_device(x_0.device))
 
         uniform = draw_per_image(draw_uniform, generator, len(x_0), dim=1)
         t = elbo_times(self.scheduler.sde, uniform, start, time_sampling)

@@ -8,6 +8,7 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..sde import probability_flow, score_to_denoised
+from ..sde.precision import in_double
 from .base import AnyScheduler, ScoreNetwork
 from .flow import FlowPipelineBase
 from .image_input import ImageInput
@@ -90,6 +91,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         rtol: float | None = None,
         atol: float | None = None,
         max_nfe: int = 10_000,
+        check: bool | None = None,
         temperature: float = 1.0,
         denoise: bool = False,
         sampling_eps: float | None = None,
@@ -114,6 +116,9 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
             atol (`float`, *optional*): Absolute tolerance of a step in units of the data range (of the latents for
                 `encode`); by default 0 and 1e-5.
             max_nfe (`int`, *optional*, defaults to 10000): Most network evaluations per image.
+            check (`bool`, *optional*):
+                Whether to solve once more with tolerances 8 times smaller, to return that solution, and the difference
+                as its `error`; by default for the images whose path the solver cannot vouch for.
             temperature (`float`, *optional*, defaults to 1.0):
                 Factor on the state at t = 1, drawn or given; below 1 for more likely and less diverse images.
             denoise (`bool`, *optional*, defaults to `False`):
@@ -139,7 +144,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         shape = (batch_size, self.unet.config.in_channels, height, width)
         latents = temperature * self._initial_state(latents, shape, generator)
         end = self._end_time(sampling_eps)
-        flow = self._flow(latents, 1.0, end, solver, rtol, atol, max_nfe)
+        flow = self._flow(latents, 1.0, end, solver, rtol, atol, max_nfe, check)
         x, nfe = flow.x, flow.nfe
         if denoise:
             time = x.new_full((batch_size,), end)
@@ -157,6 +162,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         rtol: float | None = None,
         atol: float | None = None,
         max_nfe: int = 10_000,
+        check: bool | None = None,
         sampling_eps: float | None = None,
         return_dict: bool = True,
     ) -> ScoreSdeEncodeOutput | tuple:
@@ -169,6 +175,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
             rtol (`float`, *optional*): As for sampling.
             atol (`float`, *optional*): As for sampling.
             max_nfe (`int`, *optional*, defaults to 10000): As for sampling.
+            check (`bool`, *optional*): As for sampling.
             sampling_eps (`float`, *optional*): Time at which the images are taken to lie; by default the scheduler's.
             return_dict (`bool`, *optional*, defaults to `True`): Whether to return a `ScoreSdeEncodeOutput`.
 
@@ -178,7 +185,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         self._check_network()
         images, _ = self._read_images(image)
         start = self._end_time(sampling_eps)
-        flow = self._flow(self._to_data_range(images), start, 1.0, solver, rtol, atol, max_nfe)
+        flow = self._flow(self._to_data_range(images), start, 1.0, solver, rtol, atol, max_nfe, check)
         self.maybe_free_model_hooks()
         fields = (flow.x, flow.nfe, flow.error, flow.success)
         return ScoreSdeEncodeOutput(*fields) if return_dict else fields
@@ -188,8 +195,8 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
 
         Args:
             latents (`torch.Tensor`): State at t = 1, shape (B, C, H, W).
-            **options: `solver`, `rtol`, `atol`, `max_nfe`, `temperature`, `denoise`, `sampling_eps`, `output_type` and
-                `return_dict` of sampling.
+            **options: `solver`, `rtol`, `atol`, `max_nfe`, `check`, `temperature`, `denoise`, `sampling_eps`,
+                `output_type` and `return_dict` of sampling.
 
         Raises:
             ValueError: if an argument is not allowed.
@@ -224,7 +231,9 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         if type(n) is not int or n < 2:
             raise ValueError(f"`n` is {n!r}; it must be an integer of at least 2, the two ends included.")
         self._check_output_type(options.get("output_type", "pil"))
-        encoding = {k: options[k] for k in ("solver", "rtol", "atol", "max_nfe", "sampling_eps") if k in options}
+        encoding = {
+            k: options[k] for k in ("solver", "rtol", "atol", "max_nfe", "check", "sampling_eps") if k in options
+        }
         ends = [self.encode(image, **encoding).latents for image in (a, b)]
         if ends[0].shape != ends[1].shape or len(ends[0]) != 1:
             raise ValueError(
@@ -240,8 +249,8 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
     def _end_time(self, sampling_eps: float | None) -> float:
         return self._first_time(sampling_eps, self.scheduler.config.sampling_eps)
 
-    def _flow(self, x, t_start, t_end, solver, rtol, atol, max_nfe):
-        options = {"solver": solver, "rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+    def _flow(self, x, t_start, t_end, solver, rtol, atol, max_nfe, check):
+        options = {"solver": solver, "rtol": rtol, "atol": atol, "max_nfe": max_nfe, "check": check}
         return probability_flow(self.scheduler.sde, self._score_function(), x, t_start, t_end, **options)
 
 
@@ -256,7 +265,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fraction: torch.Tensor) -> torch.Ten
     Returns:
         Shape (n, ...); on a straight line where a and b are parallel to 1e-6, since no great circle is singled out.
     """
-    u, v = a.double().flatten(), b.double().flatten()
+    u, v = in_double(a).flatten(), in_double(b).flatten()
     lengths = u.norm() * v.norm()
     cosine = (u @ v / lengths).clamp(-1, 1) if lengths > 0 else u.new_ones(())
     fraction = fraction.to(u)[:, None]
@@ -265,7 +274,7 @@ def slerp(a: torch.Tensor, b: torch.Tensor, fraction: torch.Tensor) -> torch.Ten
         path = (1 - fraction) * u + fraction * v
     else:
         path = (((1 - fraction) * angle).sin() * u + (fraction * angle).sin() * v) / sine
-    return path.reshape(-1, *a.shape[1:]).to(a.dtype)
+    return path.reshape(-1, *a.shape[1:]).to(a)
 
 
 def _join(parts: tuple):

@@ -5,6 +5,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..sde import VPSDE
+from ..sde.precision import in_double
 from .base import ScoreSdeSchedulerBase
 from .linear_betas import vp_settings
 
@@ -93,10 +94,11 @@ class ScoreSdeVpScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
         """A discrete network (DDPM) gets the fraction of a label at which the chain has the noise level of t."""
         if self._label_times is None:
             return super()._output_at(evaluate, x, t)
-        grid, time = self._label_times.to(t.device), t.double().contiguous()
+        time = in_double(t).contiguous()
+        grid = self._label_times.to(time.device)
         above = torch.searchsorted(grid, time).clamp(1, len(grid) - 1)
         fraction = (time - grid[above - 1]) / (grid[above] - grid[above - 1])
-        return evaluate(x, (above - 1 + fraction).clamp(0, len(grid) - 1).to(t.dtype))
+        return evaluate(x, (above - 1 + fraction).clamp(0, len(grid) - 1).to(t))
 
 
 def chain_sigmas(beta_min: float, beta_max: float, num_train_timesteps: int) -> torch.Tensor:

@@ -5,7 +5,7 @@ r"""The score and the divergence of the score by automatic differentiation, from
 Reference: Song et al. 2021, arXiv:2011.13456, App. D.2; Hutchinson 1990.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 
@@ -50,29 +50,29 @@ def score_and_divergence(
         probes: shape (P, B, ...); `None` for the exact divergence, by one product per dimension.
 
     Returns:
-        score of shape (B, ...), divergences of shape (P, B), or (1, B) if exact; both detached.
+        score of shape (B, ...), divergences of shape (P, B), or (1, B) if exact; with a graph where `x` requires a
+        gradient and gradients are enabled, else detached.
     """
+    differentiable = torch.is_grad_enabled() and x.requires_grad
     with torch.enable_grad():
-        x = x.detach().requires_grad_()
+        if not differentiable:
+            x = x.detach().requires_grad_()
         score = score_fn(x, t)
 
         def product(vector: torch.Tensor) -> torch.Tensor:
-            (row,) = torch.autograd.grad(score, x, vector, retain_graph=True)
+            (row,) = torch.autograd.grad(score, x, vector, retain_graph=True, create_graph=differentiable)
             return (row * vector).flatten(1).sum(dim=1)
 
         if probes is not None:
             divergence = torch.stack([product(probe.to(score)) for probe in probes])
         else:
-            divergence = _exact(product, score)
-    return score.detach(), divergence.detach()
+            divergence = torch.stack([product(unit) for unit in _units(score)]).sum(dim=0, keepdim=True)
+    return (score, divergence) if differentiable else (score.detach(), divergence.detach())
 
 
-def _exact(product, score: torch.Tensor) -> torch.Tensor:
-    basis = torch.zeros_like(score)
-    total = score.new_zeros(len(score))
-    columns = basis.view(len(basis), -1)
-    for i in range(columns.shape[1]):
-        columns[:, i] = 1
-        total = total + product(basis)
-        columns[:, i] = 0
-    return total[None]
+def _units(score: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The unit vectors of the space of one state, for every row; each of the shape of `score`."""
+    for i in range(score[0].numel()):
+        unit = torch.zeros_like(score, memory_format=torch.contiguous_format, requires_grad=False)
+        unit.view(len(unit), -1)[:, i] = 1
+        yield unit

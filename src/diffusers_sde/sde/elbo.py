@@ -26,13 +26,14 @@ import torch
 
 from .base import SDE
 from .divergence import ScoreFunction
+from .precision import in_double
 
 TIME_SAMPLINGS = ("importance", "uniform")
 
 
 @dataclass
 class ElboResult:
-    """Terms of the bound in nats, one entry per row, float64 of shape (B,).
+    """Terms of the bound in nats, one entry per row, float64 of shape (B,); on the host where the device has none.
 
     Args:
         log_likelihood_bound: prior + diffusion + reconstruction; at most log p(x_0) in expectation.
@@ -59,7 +60,7 @@ def elbo_times(sde: SDE, uniform: torch.Tensor, t_min: float, time_sampling: str
         time_sampling: "importance" or "uniform".
 
     Returns:
-        Times in [t_min, 1], shape (K, B), float64.
+        Times in [t_min, 1], shape (K, B), float64; on the host where the device of `uniform` has none.
 
     Raises:
         ValueError: if `time_sampling` is unknown, or `t_min` not allowed.
@@ -70,7 +71,8 @@ def elbo_times(sde: SDE, uniform: torch.Tensor, t_min: float, time_sampling: str
     if not 0 < t_min < 1:
         raise ValueError(f"t_min is {t_min}; it must lie between 0 and 1.")
     count = len(uniform)
-    place = (torch.arange(count, dtype=torch.float64, device=uniform.device)[:, None] + uniform.double()) / count
+    uniform = in_double(uniform)
+    place = (torch.arange(count, dtype=torch.float64, device=uniform.device)[:, None] + uniform) / count
     if time_sampling == "uniform":
         return t_min + (1 - t_min) * place
     first, last = _log_snr_range(sde, t_min)
@@ -126,7 +128,7 @@ def _residual(sde: SDE, score_fn: ScoreFunction, x_0, t, noise) -> torch.Tensor:
     """|noise + sigma s|^2 less its control variate; float64 of shape (B,)."""
     x = sde.perturb(x_0, noise, t)
     score = score_fn(x, t.to(x))
-    noise, score, x_0 = (v.flatten(1).double() for v in (noise, score, x_0))
+    noise, score, x_0 = (in_double(v.flatten(1)) for v in (noise, score, x_0))
     square = (noise + sde.sigma(t)[:, None] * score).square().sum(dim=1)
     c = x_0.var(dim=1).clamp(min=1e-4)
     share = (c / (c + (-sde.log_snr(t)).exp())).square()
@@ -148,5 +150,5 @@ def _prior_divergence(sde: SDE, x_0: torch.Tensor) -> torch.Tensor:
     """KL(N(alpha(1) x_0, sigma(1)^2 I) || N(0, prior_std^2 I)), shape (B,)."""
     alpha, sigma = (float(c(torch.ones((), dtype=torch.float64))) for c in (sde.alpha, sde.sigma))
     dims, ratio = x_0[0].numel(), sigma / sde.prior_std
-    square = x_0.flatten(1).double().square().sum(dim=1)
+    square = in_double(x_0.flatten(1)).square().sum(dim=1)
     return 0.5 * dims * (ratio**2 - 1 - 2 * math.log(ratio)) + 0.5 * (alpha / sde.prior_std) ** 2 * square

@@ -15,7 +15,9 @@ from .broadcasting import expand_to
 from .divergence import ScoreFunction, draw_probes, score_and_divergence
 from .multistep import adams
 from .ode import dormand_prince, root_mean_square
-from .probability_flow import check_times, tolerances
+from .precision import in_double
+from .probability_flow import check_times, flow_error, longest_step, tolerances
+from .solution_check import finer, to_check
 
 DEFAULT_TOLERANCES = {"dopri5": (1e-5, 1e-5), "adams": (1e-2, 5e-4)}
 
@@ -25,11 +27,14 @@ class LikelihoodResult:
     """Log-density by the probability flow, one entry per row.
 
     Args:
-        log_likelihood: log p(x_0) in nats, mean over the probes; float64 of shape (B,).
+        log_likelihood: log p(x_0) in nats, mean over the probes; float64 of shape (B,), as the errors below on the
+            host where the device has no float64.
         latents: state at t = 1, shape of the data.
-        nfe: evaluations, each one forward pass and one vector-Jacobian product per probe; int64 of shape (B,).
+        nfe: evaluations, each one forward pass and one vector-Jacobian product per probe, those of a check included;
+            int64 of shape (B,).
         standard_error: of `log_likelihood` over the probes, in nats; 0 if exact, NaN for a single probe; (B,).
-        error: estimate of the solver's error of `log_likelihood`, in nats; shape (B,).
+        error: estimate of the solver's error of `log_likelihood`, in nats; shape (B,). Where the row was checked, its
+            difference from a coarser solution.
         success: whether the row reached t = 1 within `max_nfe`, in steps within the tolerance; bool of shape (B,).
     """
 
@@ -55,8 +60,13 @@ def log_likelihood(
     rtol: float | None = None,
     atol: float | None = None,
     max_nfe: int = 10_000,
+    check: bool | None = None,
 ) -> LikelihoodResult:
     r"""log p(x_0) of every row.
+
+    Where `x_0` requires a gradient and gradients are enabled, `log_likelihood` and `latents` have that of the computed
+    numbers, with the steps fixed, with respect to `x_0` and to parameters of the score. It keeps a graph of every
+    evaluation, of the second order. Otherwise the results are detached.
 
     Args:
         sde: the forward process.
@@ -71,7 +81,9 @@ def log_likelihood(
         rtol: tolerance of a step relative to the state; by default 1e-5 for "dopri5", 1e-2 for "adams".
         atol: tolerance of a step in nats per dimension, for "dopri5" in units of the state, too; by default 1e-5 for
             "dopri5", 5e-4 for "adams".
-        max_nfe: most evaluations per row.
+        max_nfe: most evaluations per row and solution.
+        check: whether to solve once more with tolerances 8 times smaller, to return that solution, and the difference
+            as its `error`; by default for rows whose path is not to be trusted, see `solution_check`.
 
     Raises:
         ValueError: if an argument is not allowed.
@@ -83,14 +95,44 @@ def log_likelihood(
     elif probes is not None:
         raise ValueError("`exact_trace` takes no probes; give one or the other.")
     solve = _adams if solver == "adams" else _runge_kutta
-    latents, integrals, nfe, error, success = solve(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe)
-    values = sde.prior_log_prob(latents.double())[:, None] + integrals
-    count = values.shape[1]
-    if exact_trace:
-        standard_error = torch.zeros_like(error)
-    else:
-        standard_error = values.std(dim=1) / math.sqrt(count) if count > 1 else torch.full_like(error, math.nan)
-    return LikelihoodResult(values.mean(dim=1), latents, nfe, standard_error, error, success)
+
+    def solution(rows: torch.Tensor | slice, rtol: float, atol: float) -> _Solution:
+        part = None if probes is None else probes[:, rows]
+        return solve(sde, score_fn, x_0[rows], t_start, part, rtol, atol, max_nfe)
+
+    result = solution(slice(None), rtol, atol)
+    again = to_check(check, result.state_error, result.success)
+    if again.any():  # one look of the host
+        result.replace(again, solution(again, *finer(rtol, atol, x_0.dtype)))
+    count = result.values.shape[1]
+    standard_error = torch.full_like(result.error, 0.0 if exact_trace else math.nan)
+    if not exact_trace and count > 1:
+        standard_error = result.values.detach().std(dim=1) / math.sqrt(count)
+    nfe, success = result.nfe.to(x_0.device), result.success.to(x_0.device)
+    return LikelihoodResult(result.values.mean(dim=1), result.latents, nfe, standard_error, result.error, success)
+
+
+@dataclass
+class _Solution:
+    """Log-densities of shape (B, P), latents, evaluations, and errors: in nats, and of the path."""
+
+    values: torch.Tensor
+    latents: torch.Tensor
+    nfe: torch.Tensor
+    error: torch.Tensor
+    state_error: torch.Tensor
+    success: torch.Tensor
+
+    def replace(self, rows: torch.Tensor, finer: "_Solution") -> None:
+        """Take a finer solution of some rows where it succeeded, its difference from this one as the error."""
+        difference = (finer.values - self.values[rows]).detach().abs().mean(dim=1)
+        places = rows.nonzero()[:, 0]
+        self.nfe = self.nfe.index_add(0, places, finer.nfe)
+        self.error = self.error.index_put((places,), torch.maximum(difference, finer.error))
+        self.success = self.success.index_put((places,), finer.success)
+        good = places[finer.success]
+        self.values = self.values.index_put((good,), finer.values[finer.success])
+        self.latents = self.latents.index_put((good,), finer.latents[finer.success])
 
 
 def _probes(probes, num_probes: int, x_0: torch.Tensor, generator) -> torch.Tensor:
@@ -103,8 +145,8 @@ def _probes(probes, num_probes: int, x_0: torch.Tensor, generator) -> torch.Tens
     return probes.to(x_0)
 
 
-def _runge_kutta(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
-    """Latents, integrals (B, P), evaluations, errors, success by `dormand_prince` on state and integrals together."""
+def _runge_kutta(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe) -> _Solution:
+    """By `dormand_prince`, on state and integrals together."""
     dims = x_0[0].numel()
     count = 1 if probes is None else len(probes)
 
@@ -123,13 +165,16 @@ def _runge_kutta(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
         return torch.maximum(state, density)
 
     y = torch.cat([x_0.flatten(1), x_0.new_zeros(len(x_0), count)], dim=1)
-    end = dormand_prince(rhs, y, t_start, 1.0, rtol=rtol, atol=atol, max_nfe=max_nfe, norm=norm)
+    options = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe, "norm": norm}
+    options |= {"track": flow_error(sde, dims, forward=True), "longest": longest_step(sde, forward=True)}
+    end = dormand_prince(rhs, y, t_start, 1.0, **options)
     latents = end.y[:, :dims].reshape(x_0.shape)
-    error = end.error.double() * dims * max(atol, rtol)
-    return latents, end.y[:, dims:].double(), end.nfe, error, end.success
+    values = sde.prior_log_prob(in_double(latents))[:, None] + in_double(end.y[:, dims:])
+    error = end.error * dims * max(atol, rtol)
+    return _Solution(values, latents, end.nfe, error, end.tracked / sde.prior_std, end.success)
 
 
-def _adams(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
+def _adams(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe) -> _Solution:
     """The same by `adams`."""
     flat = x_0.flatten(1)
 
@@ -152,4 +197,6 @@ def _adams(sde, score_fn, x_0, t_start, probes, rtol, atol, max_nfe):
         density_tolerance=atol,
         max_nfe=max_nfe,
     )
-    return end.x.reshape(x_0.shape), end.log_volume, end.nfe, end.density_error, end.success
+    latents = end.x.reshape(x_0.shape)
+    values = sde.prior_log_prob(in_double(latents))[:, None] + end.log_volume
+    return _Solution(values, latents, end.nfe, end.density_error, end.state_error, end.success)

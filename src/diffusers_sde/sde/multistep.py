@@ -24,12 +24,13 @@ Reference: Hairer, Norsett & Wanner, Solving ODEs I, Sec. III.1 and III.5; Zhang
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
 
 from .base import SDE
+from .precision import double_device, in_double
 
 ORDER = 3  # networks are rough: their fourth differences are no smaller than the third
 KAPPA = 0.03  # noise below which nodes are uniform in s, relative to the spread of the data
@@ -38,6 +39,7 @@ _SMALLEST_STEP, _LARGEST_STEP = 1e-6, 0.5  # scores vary over log s by about 1, 
 # The quadrature through six points is better than the one-sided rule by which a step is judged: least so at the start,
 # where that rule has low order.
 _QUADRATURE_SHARE, _STARTING_SHARE = 0.5, 0.1
+_TIME_RESOLUTION = 0.01  # of log(sigma / alpha), between a node and its time as the network gets it
 _FINE, _COARSE = 6, 5  # points of the final quadrature, and of the one that tells its error
 
 EpsilonFunction = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
@@ -50,8 +52,11 @@ class AdamsSolution:
     Args:
         x: state at the end, or where a row stopped; shape (B, D).
         nfe: evaluations of epsilon, int64 of shape (B,).
-        error: sum of the local errors of `x`, root mean square over the dimensions; shape (B,).
-        success: whether the row reached the end within `max_nfe`; bool of shape (B,).
+        error: local errors of `x`, each grown as the state grew after it, summed; root mean square over the
+            dimensions; shape (B,).
+        state_error: the same sum relative to the spread of the state; shape (B,).
+        success: whether the row reached the end within `max_nfe`, at times that the dtype of the state can tell apart;
+            bool of shape (B,).
         log_volume: int div_x (dx/dt) dt over the path, shape (B, P); `None` without a divergence.
         density_error: estimate of the error in the log-density, in nats; shape (B,), or `None`.
     """
@@ -59,6 +64,7 @@ class AdamsSolution:
     x: torch.Tensor
     nfe: torch.Tensor
     error: torch.Tensor
+    state_error: torch.Tensor
     success: torch.Tensor
     log_volume: torch.Tensor | None
     density_error: torch.Tensor | None
@@ -80,12 +86,16 @@ def adams(
 ) -> AdamsSolution:
     """Follow the probability flow of every row of `x` from `t_start` to `t_end`, in either direction.
 
+    Where `x` requires a gradient, the accepted steps are made once more, fixed, and with a graph: gradients are those
+    of the computed numbers, and no rejected step has part in them.
+
     Args:
         sde: the forward process.
         epsilon_fn: `(x, t, rows) -> (epsilon, div_x epsilon)` with x and epsilon of shape (n, D), t of shape (n,) in
             the dtype of x, `rows` (n,) the places of the remaining rows in the batch, and a divergence of shape
             (P, n), always or never `None`.
-        x: states at `t_start`, shape (B, D); the arithmetic is in its dtype, times and integrals are in float64.
+        x: states at `t_start`, shape (B, D); the arithmetic is in its dtype, times and integrals are in float64, on
+            the host where the device of `x` has none.
         t_start: time of the start.
         t_end: time of the end; no evaluation is made beyond it.
         mean: m, a rough mean of the data for each row, shape (B,).
@@ -100,12 +110,15 @@ def adams(
     """
     if max_nfe < 2:
         raise ValueError(f"max_nfe = {max_nfe}; solver 'adams' takes at least 2 evaluations.")
-    frame = _Frame(sde, mean.double(), std.double(), t_start, t_end)
+    frame = _Frame(sde, in_double(mean.detach()), in_double(std.detach()), t_start, t_end)
     tolerance = rtol + atol / frame.end_scale
-    run = _Run(frame, epsilon_fn, x, max_nfe, tolerance, density_tolerance)
-    while len(run.rows):
-        run.step()
-    return run.solution()
+    with torch.no_grad():
+        run = _Run(frame, epsilon_fn, x.detach(), max_nfe, tolerance, density_tolerance)
+        solution = run.finish()
+    if torch.is_grad_enabled() and x.requires_grad:
+        replayed = _Run(frame, epsilon_fn, x, max_nfe, tolerance, density_tolerance, run.schedule()).finish()
+        solution.x, solution.log_volume = replayed.x, replayed.log_volume
+    return solution
 
 
 def adams_weights(
@@ -135,12 +148,12 @@ def adams_weights(
 
 
 def quadrature_rule(device: torch.device) -> torch.Tensor:
-    """Points and weights of Gauss-Legendre quadrature on [-1, 1], float64 of shape (2, 12)."""
-    return torch.from_numpy(np.stack(np.polynomial.legendre.leggauss(12))).to(device)
+    """Points and weights of Gauss-Legendre quadrature on [-1, 1], float64 of shape (2, 12) on `double_device`."""
+    return torch.from_numpy(np.stack(np.polynomial.legendre.leggauss(12))).to(double_device(device))
 
 
 class _Frame:
-    """The change of variables of every row; shapes (B,), float64."""
+    """The change of variables of every row; shapes (B,), float64 on `double_device`."""
 
     def __init__(self, sde: SDE, mean: torch.Tensor, std: torch.Tensor, t_start: float, t_end: float):
         self.sde, self.mean, self.std = sde, mean, std
@@ -154,6 +167,11 @@ class _Frame:
         """s and t at w; exactly those of the end where `at_end`."""
         s = torch.where(at_end, self.s_end, self.std[rows] * KAPPA * w.sinh())
         return s, torch.where(at_end, self.t_end, self.sde.time_of_log_snr(-2 * s.log()))
+
+    def resolved(self, s: torch.Tensor, t: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+        """Whether t, rounded to the dtype in which the network gets it, still is the time of noise s."""
+        seen = (-0.5 * self.sde.log_snr(t.to(dtype).double())).exp()
+        return ((seen / s).log().abs() <= _TIME_RESOLUTION) | (seen == s)
 
     def radius(self, s: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
         return (self.std[rows].square() + s.square()).sqrt()
@@ -171,166 +189,264 @@ class _Frame:
 
 @dataclass
 class _Evaluation:
-    """What one evaluation tells: v and epsilon of shape (n, D), rest of the divergence of shape (n, P) or `None`."""
+    """Values at one node: v and epsilon of shape (n, D), rest of the divergence of shape (n, P) or `None`."""
 
     v: torch.Tensor
     epsilon: torch.Tensor
     rest: torch.Tensor | None
 
 
+@dataclass
+class _Rows:
+    """State of the remaining rows: place in the batch, position, step, counts, sums of errors, last `ORDER` nodes.
+
+    `u` and `history_v` are in dtype and place of the states, all else on `double_device`. The newest node is in slot
+    (count - 1) % ORDER.
+    """
+
+    rows: torch.Tensor
+    u: torch.Tensor
+    w: torch.Tensor
+    h: torch.Tensor
+    count: torch.Tensor
+    nfe: torch.Tensor
+    error: torch.Tensor
+    defect: torch.Tensor
+    resolved: torch.Tensor
+    history_w: torch.Tensor
+    history_v: torch.Tensor
+    history_rest: torch.Tensor
+
+    def select(self, mask: torch.Tensor) -> "_Rows":
+        return _Rows(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+
+
+@dataclass
+class _Trial:
+    """One step that may be accepted: where it ends, state and node there, and its errors.
+
+    `norm` is in units of the tolerance, `size` of u, and `defect` in nats.
+    """
+
+    w: torch.Tensor
+    h: torch.Tensor
+    last: torch.Tensor
+    u: torch.Tensor
+    node: _Evaluation
+    resolved: torch.Tensor
+    norm: torch.Tensor
+    size: torch.Tensor
+    defect: torch.Tensor
+
+
+@dataclass
+class _Schedule:
+    """Accepted nodes of every row, in order: w of shape (B, N), of which `count` hold, and whether the end is one."""
+
+    w: torch.Tensor
+    count: torch.Tensor
+    reached: torch.Tensor
+
+
 class _Run:
-    """State of an integration: the remaining rows, the last `ORDER` evaluations of each, and all nodes so far."""
+    """An integration: the remaining rows, all nodes so far, and the result of the rows that have left.
 
-    _PER_ROW = ("rows", "u", "w", "h", "count", "nfe", "error", "defect", "history_w", "history_v", "history_rest")
+    Steps adapt to each row, or follow a schedule.
+    """
 
-    def __init__(self, frame, epsilon_fn, x, max_nfe, state_tolerance, density_tolerance):
-        self.frame, self.epsilon_fn, self.max_nfe = frame, epsilon_fn, max_nfe
+    def __init__(self, frame, epsilon_fn, x, max_nfe, state_tolerance, density_tolerance, schedule=None):
+        self.frame, self.epsilon_fn, self.max_nfe, self.replayed = frame, epsilon_fn, max_nfe, schedule
         self.state_tolerance, self.density_tolerance = state_tolerance, density_tolerance
-        self.rule = quadrature_rule(x.device)
-        batch, self.dims = x.shape
-        self.rows = torch.arange(batch, device=x.device)
-        self.u, self.w = frame.from_x(x), frame.w_start
-        start = frame.s_start.expand(batch), frame.t_start.expand(batch)
-        first = self._evaluate(self.u, *start)
-        self.count = torch.ones_like(self.rows)  # nodes so far; the newest is in slot (count - 1) % ORDER
-        self.nfe = torch.ones_like(self.rows)
-        self.h = torch.full_like(self.w, _FIRST_STEP)
-        self.error, self.defect = torch.zeros_like(self.w), torch.zeros_like(self.w)
-        self.history_w = self.w[:, None].repeat(1, ORDER)
-        self.history_v = first.v[:, None].repeat(1, ORDER, 1)
+        self.dims = x.shape[1]
+        self.rule = quadrature_rule(frame.mean.device)
+        rows = torch.arange(len(x), device=frame.mean.device)
+        u, w, zeros = frame.from_x(x), frame.w_start, torch.zeros_like(frame.w_start)
+        start = frame.s_start.expand(len(x)), frame.t_start.expand(len(x))
+        first = self._evaluate(u, *start, rows)
         self.has_density = first.rest is not None
-        rest = first.rest if self.has_density else self.w.new_zeros(batch, 1)
-        self.history_rest = rest[:, None].repeat(1, ORDER, 1)
-        self.nodes = [(self.w, rest, torch.ones_like(self.rows, dtype=torch.bool))]
-        self.result = AdamsSolution(
-            x.clone(), self.nfe.clone(), torch.zeros_like(self.w), torch.zeros_like(self.nodes[0][2]), None, None
-        )
-        self.result_defect = torch.zeros_like(self.w)
-        self.result_t = start[1].clone()
+        rest = first.rest if self.has_density else zeros[:, None]
+        ones = torch.ones_like(rows)
+        self.state = _Rows(
+            rows, u, w, torch.full_like(w, _FIRST_STEP), ones, ones, zeros, zeros, frame.resolved(*start, u.dtype),
+            w[:, None].repeat(1, ORDER), first.v[:, None].repeat(1, ORDER, 1), rest[:, None].repeat(1, ORDER, 1),
+        )  # fmt: skip
+        self.nodes = [(w, rest, torch.ones_like(rows, dtype=torch.bool))]
+        success = torch.zeros_like(self.nodes[0][2])
+        self.result = AdamsSolution(x.clone(), ones.clone(), zeros.clone(), zeros.clone(), success, None, None)
+        self.result_defect, self.result_t = zeros.clone(), start[1].clone()
 
-    def _evaluate(self, u: torch.Tensor, s: torch.Tensor, t: torch.Tensor) -> _Evaluation:
-        frame, rows = self.frame, self.rows
+    def _evaluate(self, u: torch.Tensor, s: torch.Tensor, t: torch.Tensor, rows: torch.Tensor) -> _Evaluation:
+        frame = self.frame
         radius, std = frame.radius(s, rows), frame.std[rows]
         epsilon, divergence = self.epsilon_fn(frame.to_x(u, s, t, rows), t.to(u), rows)
         v = (radius.to(u)[:, None] * epsilon - s.to(u)[:, None] * u) / std.to(u)[:, None]
         if divergence is None:
             return _Evaluation(v, epsilon, None)
-        rest = frame.sde.alpha(t) * divergence.double() - self.dims * s / radius.square()
+        rest = frame.sde.alpha(t) * in_double(divergence) - self.dims * s / radius.square()
         return _Evaluation(v, epsilon, (rest * radius.square() / std).T)  # per phi: ds = r^2 / c dphi
 
-    def step(self) -> None:
-        """Try one step of every remaining row."""
-        frame, rows, count = self.frame, self.rows, self.count
-        remaining = (frame.w_end[rows] - self.w).abs()
-        left = (remaining / self.h - 0.1).ceil()  # the last two steps share what remains
-        h = torch.where(left <= 2, remaining / left.clamp(min=1), self.h)
-        last = left <= 1
-        w = torch.where(last, frame.w_end[rows], self.w + frame.direction * h)
-        s, t = frame.place(w, rows, last)
-
-        slots = torch.arange(ORDER, device=w.device)
-        used = slots < count[:, None]
-        oldest = slots == torch.where(count < ORDER, 0, count % ORDER)[:, None]
-        weights = adams_weights(self.history_w, used, self.w, w, self.rule)
-        predicted = self.u + torch.bmm(weights.to(self.u)[:, None], self.history_v)[:, 0]
-        new = self._evaluate(predicted, s, t)
-
-        support = torch.cat([self.history_w, w[:, None]], dim=1)
-        newest = torch.ones_like(used[:, :1])
-        fine, coarse = (
-            adams_weights(support, torch.cat([points, newest], dim=1), self.w, w, self.rule)
-            for points in (used, used & ~oldest)
-        )
-        both = torch.stack([fine, fine - coarse], dim=1).to(self.u)
-        corrected, local = torch.bmm(both, torch.cat([self.history_v, new.v[:, None]], dim=1)).unbind(dim=1)
-        change = self.u + corrected - predicted
-        if self.has_density:  # the mean of dv/du over the dimensions
-            slope = new.rest.mean(dim=1) / self.dims
-            change = change / (1 - fine[:, -1] * slope).to(change)[:, None]
-            new.v = new.v + slope.to(change)[:, None] * change
-
-        size = local.square().mean(dim=1).sqrt().double()
-        if frame.direction > 0:  # with more noise ahead, distances across the data grow like s rather than r
-            size = size * frame.radius(s, rows) / s
-        norm = size / self.state_tolerance[rows]
-        defect = torch.zeros_like(size)
-        if self.has_density:
-            # A jump of the path by r local changes log p_t by the score, -epsilon / s, times it.
-            defect = (new.epsilon * local).sum(dim=1).double().abs() * frame.radius(s, rows) / s
-            values = torch.cat([self.history_rest, new.rest[:, None]], dim=1)
-            quadrature = ((fine - coarse)[..., None] * values).sum(dim=1).abs().mean(dim=1)
-            share = torch.where(count < ORDER, _STARTING_SHARE, _QUADRATURE_SHARE)
-            norm = torch.maximum(norm, (share * quadrature + defect) / (self.dims * self.density_tolerance))
-        self._advance(w, s, t, h, last, predicted + change, new, norm, size, defect)
-
-    def _advance(self, w, s, t, h, last, u, new: _Evaluation, norm, size, defect) -> None:
-        """Accept or reject the step of each row, choose the next, and let finished rows leave."""
-        accepted = norm <= 1
-        order = (self.count.clamp(max=ORDER) + 1).double()
-        factor = (_SAFETY * norm ** (-1 / order)).clamp(_MIN_FACTOR, _MAX_FACTOR)
-        self.h = (h * torch.where(norm.isfinite(), factor, _MIN_FACTOR)).clamp(max=_LARGEST_STEP)
-        self.nfe = self.nfe + 1
-        self.u = torch.where(accepted[:, None], u, self.u)
-        self.w = torch.where(accepted, w, self.w)
-        self.error = self.error + torch.where(accepted, size, 0.0)
-        self.defect = self.defect + torch.where(accepted, defect, 0.0)
-        rest = new.rest if self.has_density else self.history_rest[:, 0]
-        slot = accepted[:, None] & (torch.arange(ORDER, device=w.device) == (self.count % ORDER)[:, None])
-        self.history_w = torch.where(slot, w[:, None], self.history_w)
-        self.history_v = torch.where(slot[..., None], new.v[:, None], self.history_v)
-        self.history_rest = torch.where(slot[..., None], rest[:, None], self.history_rest)
-        self.count = self.count + accepted
-        self._record(w, rest, accepted)
-
-        reached = accepted & last
-        done = reached | (self.nfe >= self.max_nfe) | (self.h <= _SMALLEST_STEP)
-        if done.any():  # the one look of the host
-            self._leave(done, reached)
-
-    def _record(self, w, rest, accepted) -> None:
-        """Keep a node of each remaining row, in the places of the whole batch."""
-        if self.has_density:
-            full = [torch.zeros_like(value) for value in self.nodes[0]]
-            for target, value in zip(full, (w, rest, accepted), strict=True):
-                target[self.rows] = value
-            self.nodes.append(tuple(full))
-
-    def _leave(self, done: torch.Tensor, reached: torch.Tensor) -> None:
-        rows, result = self.rows[done], self.result
-        s, t = self.frame.place(self.w[done], rows, reached[done])
-        result.x[rows] = self.frame.to_x(self.u[done], s, t, rows)
-        result.nfe[rows], result.success[rows] = self.nfe[done], reached[done]
-        result.error[rows] = self.error[done] * self.frame.end_scale[rows]
-        self.result_defect[rows], self.result_t[rows] = self.defect[done], t
-        for name in self._PER_ROW:
-            setattr(self, name, getattr(self, name)[~done])
-
-    def solution(self) -> AdamsSolution:
-        """The result, with the integral of the divergence."""
+    def finish(self) -> AdamsSolution:
+        """Step until no row remains; the result, with the integral of the divergence."""
+        if self.replayed is not None:
+            self._leave(self.replayed.count == 1)
+        while len(self.state.rows):
+            self._advance(self._try())
         frame, result = self.frame, self.result
         if self.has_density:
             start, end = (
                 frame.sde.alpha(t).square() * frame.std.square() + frame.sde.sigma(t).square()
                 for t in (frame.t_start, self.result_t)
             )
-            fine, coarse = self._quadratures()
+            fine, doubt = self._quadrature()
             result.log_volume = 0.5 * self.dims * (end / start).log()[:, None] + fine
-            result.density_error = (fine - coarse).abs().mean(dim=1) + self.result_defect
+            result.density_error = doubt + self.result_defect
         return result
 
-    def _quadratures(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Integrals of the rest of the divergence through `_FINE` and `_COARSE` points, shape (B, P) each."""
+    def schedule(self) -> _Schedule:
+        """The accepted steps, to be made again."""
+        w, _, count = self._accepted_nodes()
+        return _Schedule(w, count, w.gather(1, count[:, None] - 1)[:, 0] == self.frame.w_end)
+
+    def _target(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """w at the end of the next step, its length, and whether it is the last."""
+        state, end = self.state, self.frame.w_end[self.state.rows]
+        if self.replayed is not None:
+            w = self.replayed.w[state.rows, state.count]
+            last = self.replayed.reached[state.rows] & (state.count + 1 == self.replayed.count[state.rows])
+            return w, (w - state.w).abs(), last
+        remaining = (end - state.w).abs()
+        left = (remaining / state.h - 0.1).ceil()  # the last two steps share what remains
+        h = torch.where(left <= 2, remaining / left.clamp(min=1), state.h)
+        last = left <= 1
+        return torch.where(last, end, state.w + self.frame.direction * h), h, last
+
+    def _try(self) -> _Trial:
+        """One step of every remaining row, without regard to whether it is accepted."""
+        frame, state = self.frame, self.state
+        w, h, last = self._target()
+        s, t = frame.place(w, state.rows, last)
+        slots = torch.arange(ORDER, device=w.device)
+        used = slots < state.count[:, None]
+        oldest = slots == torch.where(state.count < ORDER, 0, state.count % ORDER)[:, None]
+        weights = adams_weights(state.history_w, used, state.w, w, self.rule)
+        predicted = state.u + torch.bmm(weights.to(state.u)[:, None], state.history_v)[:, 0]
+        new = self._evaluate(predicted, s, t, state.rows)
+
+        support = torch.cat([state.history_w, w[:, None]], dim=1)
+        newest = torch.ones_like(used[:, :1])
+        fine, coarse = (
+            adams_weights(support, torch.cat([points, newest], dim=1), state.w, w, self.rule)
+            for points in (used, used & ~oldest)
+        )
+        both = torch.stack([fine, fine - coarse], dim=1).to(state.u)
+        corrected, local = torch.bmm(both, torch.cat([state.history_v, new.v[:, None]], dim=1)).unbind(dim=1)
+        change = state.u + corrected - predicted
+        if self.has_density:  # the mean of dv/du over the dimensions
+            slope = new.rest.mean(dim=1) / self.dims
+            change = change / (1 - fine[:, -1] * slope).to(change)[:, None]
+            new.v = new.v + slope.to(change)[:, None] * change
+        errors = self._errors(new, local.detach(), fine - coarse, s)
+        return _Trial(w, h, last, predicted + change, new, frame.resolved(s, t, state.u.dtype), *errors)
+
+    def _errors(self, new: _Evaluation, local: torch.Tensor, difference: torch.Tensor, s: torch.Tensor):
+        """Of a step: in units of the tolerance, relative to the spread of the state, and in nats by the path."""
+        state, radius = self.state, self.frame.radius(s, self.state.rows)
+        size = in_double(local.square().mean(dim=1).sqrt())
+        if self.frame.direction > 0:  # with more noise ahead, distances across the data grow like s rather than r
+            size = size * radius / s
+        norm = size / self.state_tolerance[state.rows]
+        if not self.has_density:
+            return norm, size, torch.zeros_like(size)
+        # A jump of the path by r local changes log p_t by the score, -epsilon / s, times it.
+        defect = in_double((new.epsilon.detach() * local).sum(dim=1)).abs() * radius / s
+        values = torch.cat([state.history_rest, new.rest[:, None]], dim=1).detach()
+        quadrature = (difference[..., None] * values).sum(dim=1).abs().mean(dim=1)
+        share = torch.where(state.count < ORDER, _STARTING_SHARE, _QUADRATURE_SHARE)
+        density = (share * quadrature + defect) / (self.dims * self.density_tolerance)
+        return torch.maximum(norm, density), size, defect
+
+    def _advance(self, trial: _Trial) -> None:
+        """Accept or reject the step of each row, choose the next, and let finished rows leave."""
+        state = self.state
+        accepted = torch.ones_like(trial.last) if self.replayed is not None else trial.norm <= 1
+        order = (state.count.clamp(max=ORDER) + 1).double()
+        factor = (_SAFETY * trial.norm ** (-1 / order)).clamp(_MIN_FACTOR, _MAX_FACTOR)
+        state.h = (trial.h * torch.where(trial.norm.isfinite(), factor, _MIN_FACTOR)).clamp(max=_LARGEST_STEP)
+        state.nfe = state.nfe + 1
+        grown = state.error * self._growth(state.u.detach(), trial.u.detach()) + trial.size
+        state.error = torch.where(accepted, grown, state.error)
+        state.defect = state.defect + torch.where(accepted, trial.defect, 0.0)
+        state.resolved = state.resolved & (trial.resolved | ~accepted)
+        here = accepted.to(state.u.device)
+        state.u = torch.where(here[:, None], trial.u, state.u)
+        state.w = torch.where(accepted, trial.w, state.w)
+        rest = trial.node.rest if self.has_density else state.history_rest[:, 0]
+        slot = accepted[:, None] & (torch.arange(ORDER, device=state.w.device) == (state.count % ORDER)[:, None])
+        state.history_w = torch.where(slot, trial.w[:, None], state.history_w)
+        state.history_v = torch.where(slot.to(here.device)[..., None], trial.node.v[:, None], state.history_v)
+        state.history_rest = torch.where(slot[..., None], rest[:, None], state.history_rest)
+        state.count = state.count + accepted
+        self._record(trial.w, rest, accepted)
+        reached = accepted & trial.last
+        if self.replayed is not None:
+            done = state.count == self.replayed.count[state.rows]
+        else:
+            done = reached | (state.nfe >= self.max_nfe) | (state.h <= _SMALLEST_STEP)
+        if done.any():  # the one look of the host
+            self._leave(done, reached)
+
+    def _growth(self, u: torch.Tensor, new: torch.Tensor) -> torch.Tensor | float:
+        """Factor by which a step towards the data carries errors apart, where states leave the data behind."""
+        if self.frame.direction > 0:  # in the local errors already
+            return 1.0
+        growth = in_double((new.square().mean(dim=1) / u.square().mean(dim=1)).sqrt())
+        return growth.clamp(min=1).nan_to_num(1.0, posinf=1.0)
+
+    def _record(self, w, rest, accepted) -> None:
+        """Keep a node of each remaining row, in the places of the whole batch."""
+        full = [torch.zeros_like(value) for value in self.nodes[0]]
+        for target, value in zip(full, (w, rest, accepted), strict=True):
+            target[self.state.rows] = value
+        self.nodes.append(tuple(full))
+
+    def _leave(self, done: torch.Tensor, reached: torch.Tensor | None = None) -> None:
+        ended, result = self.state.select(done), self.result
+        reached = torch.zeros_like(done)[done] if reached is None else reached[done]
+        s, t = self.frame.place(ended.w, ended.rows, reached)
+        result.x[ended.rows] = self.frame.to_x(ended.u, s, t, ended.rows)
+        result.nfe[ended.rows], result.success[ended.rows] = ended.nfe, reached & ended.resolved
+        result.state_error[ended.rows] = ended.error
+        result.error[ended.rows] = ended.error * self.frame.end_scale[ended.rows]
+        self.result_defect[ended.rows], self.result_t[ended.rows] = ended.defect, t
+        self.state = self.state.select(~done)
+
+    def _accepted_nodes(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """w (B, N) and rest (B, N, P) of the accepted nodes of each row in order, and how many they are (B,)."""
         w, rest, accepted = (torch.stack(values, dim=1) for values in zip(*self.nodes, strict=True))
         order = accepted.int().argsort(dim=1, descending=True, stable=True)  # accepted nodes first
         count = accepted.sum(dim=1)
         order = order[:, : int(count.max())]
-        w, rest = w.gather(1, order), rest.gather(1, order[..., None].expand(-1, -1, rest.shape[2]))
-        return tuple(_piecewise(w, rest, count, points, self.rule) for points in (_FINE, _COARSE))
+        return w.gather(1, order), rest.gather(1, order[..., None].expand(-1, -1, rest.shape[2])), count
+
+    def _quadrature(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Integral of the rest of the divergence, shape (B, P), and what is to be doubted of it, shape (B,).
+
+        The doubt is the difference from the rule of fewer points, summed with its signs or, where differences of the
+        intervals have no sign in common and may cancel by chance, as independent ones.
+        """
+        w, rest, count = self._accepted_nodes()
+        fine, coarse = (_piecewise(w, rest, count, points, self.rule) for points in (_FINE, _COARSE))
+        difference = (fine - coarse).detach()
+        doubt = torch.maximum(difference.sum(dim=1).abs(), difference.square().sum(dim=1).sqrt())
+        return fine.sum(dim=1), doubt.mean(dim=1)
 
 
 def _piecewise(w, values, count, points: int, rule) -> torch.Tensor:
-    """Integral over phi of values (B, N, P) at the first `count` nodes w (B, N), by the nearest `points` of them."""
-    total = torch.zeros_like(values[:, 0])
+    """Integrals over phi of values (B, N, P) between neighbours of the first `count` nodes w (B, N).
+
+    By the nearest `points` nodes of each interval; shape (B, N - 1, P).
+    """
+    pieces = []
     places = torch.arange(points, device=w.device)
     for n in range(w.shape[1] - 1):
         first = (count - points).clamp(max=n + 1 - points // 2).clamp(min=0)
@@ -339,5 +455,5 @@ def _piecewise(w, values, count, points: int, rule) -> torch.Tensor:
         weights = adams_weights(w.gather(1, window), used, w[:, n], w[:, n + 1], rule)
         chosen = values.gather(1, window[..., None].expand(-1, -1, values.shape[2]))
         piece = (weights[..., None] * chosen).sum(dim=1)
-        total = total + torch.where((n + 1 < count)[:, None], piece, 0.0)
-    return total
+        pieces.append(torch.where((n + 1 < count)[:, None], piece, 0.0))
+    return torch.stack(pieces, dim=1) if pieces else values[:, :0]

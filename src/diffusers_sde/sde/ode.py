@@ -1,16 +1,18 @@
 r"""Adaptive Runge-Kutta integration of a batch of independent ODEs, dy/dt = rhs(y, t).
 
 Each row of the batch has its own time, step size, error control and acceptance, and leaves the batch when it is
-finished: its result does not depend on the other rows, and it costs nothing any more. Everything stays on the device;
-the host looks once per step, at which rows are left.
+finished: its result does not depend on the other rows, and it costs nothing any more. The host looks once per step, at
+which rows are left; all else stays on the device, where that has float64.
 
 Reference: Dormand & Prince 1980, J. Comput. Appl. Math. 6; Hairer, Norsett & Wanner, Solving ODEs I, Sec. II.4.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
+
+from .precision import double_device, in_double
 
 # Dormand-Prince 5(4): nodes, stage weights, and the difference of the two solutions. The last stage is the first of
 # the next step.
@@ -29,6 +31,7 @@ _SAFETY, _MIN_FACTOR, _MAX_FACTOR = 0.9, 0.2, 10.0
 
 RightHandSide = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 ErrorNorm = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+ErrorTracker = Callable[..., torch.Tensor]
 
 
 @dataclass
@@ -40,6 +43,7 @@ class OdeSolution:
         t: time reached, float64 of shape (B,).
         nfe: evaluations of the right-hand side, int64 of shape (B,).
         error: sum of the norms of the local error estimates, in units of the tolerance; shape (B,).
+        tracked: what `track` made of the local errors; shape (B,).
         success: whether the row reached the end within `max_nfe`; bool of shape (B,).
     """
 
@@ -47,6 +51,7 @@ class OdeSolution:
     t: torch.Tensor
     nfe: torch.Tensor
     error: torch.Tensor
+    tracked: torch.Tensor
     success: torch.Tensor
 
 
@@ -65,19 +70,28 @@ def dormand_prince(
     atol: float,
     max_nfe: int,
     norm: ErrorNorm = root_mean_square,
+    track: ErrorTracker | None = None,
+    longest: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> OdeSolution:
     """Integrate every row of `y` from `t_start` to `t_end`, in either direction.
+
+    Where `y` requires a gradient, the accepted steps are made once more, fixed, and with a graph: gradients are those
+    of the computed numbers, and no rejected step has part in them.
 
     Args:
         rhs: `(y, t, rows) -> dy/dt` with y of shape (n, D), t (n,) in the dtype of y, and `rows` (n,) the places of
             the remaining rows in the batch.
-        y: states at the start, shape (B, D); the arithmetic is in its dtype, times are in float64.
+        y: states at the start, shape (B, D); the arithmetic is in its dtype, times are in float64, on the
+            host where the device of `y` has none.
         t_start: time of the start.
         t_end: time of the end; no evaluation is made beyond it.
         rtol: relative tolerance of the local error.
         atol: absolute tolerance of the local error, in units of y.
         max_nfe: number of evaluations after which a row stops where it is.
         norm: `(error, tolerance) -> (n,)`; a step is accepted if it is at most 1.
+        track: `(tracked, local error, y, y at the end, t, t at the end) -> tracked`, an estimate of the error of y
+            that grows or shrinks with the flow; the first and last of shape (n,), float64.
+        longest: largest length of a step from t, (n,) -> (n,); no bound by default.
 
     Raises:
         ValueError: if a tolerance or `max_nfe` is not allowed.
@@ -86,54 +100,110 @@ def dormand_prince(
         raise ValueError(f"rtol = {rtol} and atol = {atol}; they must not be negative, and not both 0.")
     if max_nfe < 8:
         raise ValueError(f"max_nfe = {max_nfe}; one step takes 8 evaluations, so allow at least that.")
-    result = OdeSolution(
-        y=y.clone(),
-        t=torch.full((len(y),), t_start, dtype=torch.float64, device=y.device),
-        nfe=torch.zeros(len(y), dtype=torch.int64, device=y.device),
-        error=y.new_zeros(len(y)),
-        success=torch.zeros(len(y), dtype=torch.bool, device=y.device),
-    )
     if len(y) == 0 or t_start == t_end:
-        result.success.fill_(True)
-        return result
-    rows = torch.arange(len(y), device=y.device)
-    slope = rhs(y, result.t.to(y), rows)
-    t = result.t.clone()
-    step = _initial_step(rhs, y, t, slope, rows, t_end, rtol, atol, norm)
-    nfe = torch.full_like(result.nfe, 2)
-    error, rejected = y.new_zeros(len(y)), torch.zeros_like(result.success)
-    direction = 1.0 if t_end > t_start else -1.0
+        solution = _Integration(y, t_start).result
+        solution.success.fill_(True)
+        return solution
+    with torch.no_grad():
+        run = _Integration(y.detach(), t_start)
+        run.adapt(rhs, t_end, rtol, atol, max_nfe, norm, track, longest)
+    if torch.is_grad_enabled() and y.requires_grad:
+        run.result.y = repeat(rhs, y, run.steps)
+    return run.result
 
-    while len(rows):
-        remaining = (t_end - t).abs()
-        last = step >= remaining
-        h = direction * torch.minimum(step, remaining)
-        y_new, slope_new, local = _stages(rhs, y, t, slope, h, rows)
-        tolerance = atol + rtol * torch.maximum(y.abs(), y_new.abs())
-        local_norm = norm(local, tolerance)
-        nfe = nfe + 6
-        accepted = local_norm <= 1
-        factor = (_SAFETY * local_norm.double() ** -0.2).clamp(_MIN_FACTOR, _MAX_FACTOR)
-        factor = torch.where(rejected | ~accepted, factor.clamp(max=1.0), factor)
-        factor = torch.where(local_norm.isfinite(), factor, _MIN_FACTOR)
-        step = h.abs() * factor
-        t = torch.where(accepted, torch.where(last, t_end, t + h), t)
-        y = torch.where(accepted[:, None], y_new, y)
-        slope = torch.where(accepted[:, None], slope_new, slope)
-        error = error + torch.where(accepted, local_norm, 0.0)
-        rejected = ~accepted
 
-        success = accepted & last
-        stuck = (nfe + 6 > max_nfe) | (step <= 1e-14 * abs(t_end - t_start))
-        done = success | stuck
-        if done.any():  # the one look of the host
-            ended = rows[done]
-            result.y[ended], result.t[ended], result.nfe[ended] = y[done], t[done], nfe[done]
-            result.error[ended], result.success[ended] = error[done], success[done]
-            left = ~done
-            rows, y, t, slope, step = rows[left], y[left], t[left], slope[left], step[left]
-            nfe, error, rejected = nfe[left], error[left], rejected[left]
-    return result
+def repeat(rhs: RightHandSide, y: torch.Tensor, steps: list[tuple[torch.Tensor, ...]]) -> torch.Tensor:
+    """Make the steps of an integration once more, with a graph.
+
+    Args:
+        rhs: as for `dormand_prince`.
+        y: states at the start, shape (B, D).
+        steps: rows that were accepted, their times and the lengths of their steps, in order.
+
+    Returns:
+        The states at the end, shape (B, D).
+    """
+    for rows, t, h in steps:
+        if len(rows):
+            part = y[rows]
+            stage, _, _ = _stages(rhs, part, t, rhs(part, t.to(y), rows), h, rows)
+            y = y.index_put((rows,), stage)
+    return y
+
+
+@dataclass
+class _Rows:
+    """State of the remaining rows; y and slope in dtype and place of the states, all else on `double_device`."""
+
+    rows: torch.Tensor
+    y: torch.Tensor
+    t: torch.Tensor
+    slope: torch.Tensor
+    step: torch.Tensor
+    nfe: torch.Tensor
+    error: torch.Tensor
+    tracked: torch.Tensor
+    rejected: torch.Tensor
+
+    def select(self, mask: torch.Tensor) -> "_Rows":
+        return _Rows(**{field.name: getattr(self, field.name)[mask] for field in fields(self)})
+
+
+class _Integration:
+    """The result of the rows that have left, and the accepted steps of all."""
+
+    def __init__(self, y: torch.Tensor, t_start: float):
+        t = torch.full((len(y),), t_start, dtype=torch.float64, device=double_device(y.device))
+        nfe, success = torch.zeros_like(t, dtype=torch.int64), torch.zeros_like(t, dtype=torch.bool)
+        self.result = OdeSolution(y.clone(), t, nfe, torch.zeros_like(t), torch.zeros_like(t), success)
+        self.steps: list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = []
+
+    def adapt(self, rhs, t_end: float, rtol, atol, max_nfe: int, norm, track, longest) -> None:
+        """Step every row to the end, or as far as it comes."""
+        y, t, zeros = self.result.y, self.result.t.clone(), torch.zeros_like(self.result.t)
+        direction, smallest = (1.0 if t_end > float(t[0]) else -1.0), 1e-14 * abs(t_end - float(t[0]))
+        rows = torch.arange(len(y), device=t.device)
+        slope = rhs(y, t.to(y), rows)
+        step = _initial_step(rhs, y, t, slope, rows, t_end, rtol, atol, norm)
+        rejected = torch.zeros_like(self.result.success)
+        state = _Rows(rows, y, t, slope, step, torch.full_like(rows, 2), zeros, zeros, rejected)
+        while len(state.rows):
+            remaining = (t_end - state.t).abs()
+            if longest is not None:
+                state.step = torch.minimum(state.step, longest(state.t))
+            last = state.step >= remaining
+            h = direction * torch.minimum(state.step, remaining)
+            y, slope, local = _stages(rhs, state.y, state.t, state.slope, h, state.rows)
+            local_norm = in_double(norm(local, atol + rtol * torch.maximum(state.y.abs(), y.abs())))
+            t = torch.where(last, t_end, state.t + h)
+            tracked = state.tracked if track is None else track(state.tracked, local, state.y, y, state.t, t)
+            accepted, state.step = _judge(local_norm, h.abs(), state.rejected)
+            self.steps.append((state.rows[accepted], state.t[accepted], h[accepted]))
+            here = accepted.to(y.device)[:, None]
+            state.y, state.slope = torch.where(here, y, state.y), torch.where(here, slope, state.slope)
+            state.t = torch.where(accepted, t, state.t)
+            state.error = state.error + torch.where(accepted, local_norm, 0.0)
+            state.tracked = torch.where(accepted, tracked, state.tracked)
+            state.nfe, state.rejected = state.nfe + 6, ~accepted
+            success = accepted & last
+            done = success | (state.nfe + 6 > max_nfe) | (state.step <= smallest)
+            if done.any():  # the one look of the host
+                self._leave(state.select(done), success[done])
+                state = state.select(~done)
+
+    def _leave(self, ended: _Rows, success: torch.Tensor) -> None:
+        result, rows = self.result, ended.rows
+        result.y = result.y.index_put((rows,), ended.y)
+        result.t[rows], result.nfe[rows], result.success[rows] = ended.t, ended.nfe, success
+        result.error[rows], result.tracked[rows] = ended.error, ended.tracked
+
+
+def _judge(norm: torch.Tensor, h: torch.Tensor, rejected: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Which steps of length h are accepted, and the lengths of the next ones."""
+    accepted = norm <= 1
+    factor = (_SAFETY * norm**-0.2).clamp(_MIN_FACTOR, _MAX_FACTOR)
+    factor = torch.where(rejected | ~accepted, factor.clamp(max=1.0), factor)
+    return accepted, h * torch.where(norm.isfinite(), factor, _MIN_FACTOR)
 
 
 def _stages(rhs, y, t, slope, h, rows):
@@ -151,13 +221,13 @@ def _stages(rhs, y, t, slope, h, rows):
 def _initial_step(rhs, y, t, slope, rows, t_end, rtol, atol, norm) -> torch.Tensor:
     """First step size of each row, float64; costs one evaluation. Reference: Hairer et al., Sec. II.4."""
     tolerance = atol + rtol * y.abs()
-    size, speed = norm(y, tolerance).double(), norm(slope, tolerance).double()
+    size, speed = in_double(norm(y, tolerance)), in_double(norm(slope, tolerance))
     guess = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6, 0.01 * size / speed)
     span = (t_end - t).abs()
     guess = torch.minimum(guess, span)
     h = torch.where(t < t_end, guess, -guess)
     slope_there = rhs(y + h.to(y)[:, None] * slope, (t + h).to(y), rows)
-    bend = norm(slope_there - slope, tolerance).double() / guess
+    bend = in_double(norm(slope_there - slope, tolerance)) / guess
     largest = torch.maximum(speed, bend)
     step = torch.where(largest <= 1e-15, (guess * 1e-3).clamp(min=1e-6), (0.01 / largest) ** 0.2)
     return torch.minimum(torch.minimum(100 * guess, step), span)

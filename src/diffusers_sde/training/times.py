@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import torch
 
+from ..sde.precision import in_double
+
 WEIGHTINGS = ("score", "likelihood")
 TIME_SAMPLINGS = ("uniform", "importance")
 
@@ -82,10 +84,10 @@ class TrainingTimes:
             return self._at_labels(uniform)
         sde = self.scheduler.sde
         if self.time_sampling == "importance":
-            ends = torch.tensor([1.0, self.t_min], dtype=torch.float64, device=uniform.device)
-            low, high = sde.log_snr(ends)
-            t = sde.time_of_log_snr(torch.lerp(low, high, uniform.double())).float().clamp(self.t_min, 1)
-            weight = ((high - low) / (1 - self.t_min)).float().expand_as(t)
+            place = in_double(uniform)
+            low, high = sde.log_snr(torch.tensor([1.0, self.t_min], dtype=torch.float64, device=place.device))
+            t = sde.time_of_log_snr(torch.lerp(low, high, place)).float().to(uniform.device).clamp(self.t_min, 1)
+            weight = ((high - low) / (1 - self.t_min)).float().to(t.device).expand_as(t)
         else:
             t = uniform * (1 - self.t_min) + self.t_min
             weight = sde.diffusion(t).square() / sde.sigma(t).square() if self.weighting == "likelihood" else None
