@@ -84,10 +84,11 @@ class GaussianNetwork(ModelMixin, ConfigMixin):
         center_input_sample: bool = True,
         block_out_channels: tuple[int, ...] = (4, 4),
         nan_from: int | None = None,
+        beta_max: float = 20.0,
     ):
         super().__init__()
         self.anchor = torch.nn.Parameter(torch.zeros(1))  # a network has a dtype and a device
-        self.sde = {"ve": VESDE, "vp": VPSDE, "sub_vp": SubVPSDE}[sde]()
+        self.sde = VESDE() if sde == "ve" else {"vp": VPSDE, "sub_vp": SubVPSDE}[sde](0.1, beta_max)
         self.calls = 0
         self.timestep = None
 
