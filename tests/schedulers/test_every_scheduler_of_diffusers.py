@@ -1,6 +1,6 @@
 """Every scheduler class of diffusers over the networks of every SDE of ours: right moments, or a refusal in words.
 
-`pytest -m slow -s -k table tests/schedulers/test_every_scheduler_of_diffusers.py` prints the table of docs/samplers.md.
+`pytest -m slow -s -k table` on this file prints the table of docs/samplers.md.
 """
 
 import re

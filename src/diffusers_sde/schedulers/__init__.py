@@ -1,7 +1,7 @@
 """Thin diffusers schedulers over the mathematics of `diffusers_sde.sde`."""
 
 from .assignment import accept_scheduler
-from .base import ScoreSdeSchedulerOutput
+from .base import ScoreSdeSchedulerBase, ScoreSdeSchedulerOutput
 from .from_diffusers import from_diffusers_scheduler
 from .scheduling_score_sde_sub_vp import ScoreSdeSubVpScheduler
 from .scheduling_score_sde_ve import ScoreSdeVeScheduler
@@ -10,6 +10,7 @@ from .solver_check import takes_generator
 from .solvers import epsilon_of_steps
 
 __all__ = [
+    "ScoreSdeSchedulerBase",
     "ScoreSdeSchedulerOutput",
     "ScoreSdeSubVpScheduler",
     "ScoreSdeVeScheduler",
