@@ -156,7 +156,7 @@ def main() -> None:
         scheduler, unet = pipeline.scheduler, pipeline.unet
 
         def score_fn(x, t):
-            return scheduler.score(unet(x, scheduler.model_timestep(t)).sample, x, t)
+            return scheduler.step_score(unet(x, scheduler.model_timestep(t)).sample, x, t)
 
         speed_ups.append(compare("embedded model", scheduler.sde, score_fn, images, 1e-5, args.repeats))
     else:

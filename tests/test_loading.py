@@ -99,8 +99,10 @@ def test_components_load_by_themselves(tmp_path, pipe):
     pipe.save_pretrained(tmp_path)
     assert type(diffusers.AutoModel.from_pretrained(str(tmp_path), subfolder="unet")) is NCSNppModel
     network = NCSNppModel.from_pretrained(tmp_path, subfolder="unet")
-    scheduler = ScoreSdeVpScheduler.from_pretrained(tmp_path, subfolder="scheduler", beta_max=15.0)
-    assert scheduler.config.beta_max == 15.0
+    scheduler = ScoreSdeVeScheduler.from_pretrained(tmp_path, subfolder="scheduler", sigma_max=15.0)
+    assert scheduler.config.sigma_max == 15.0
+    with pytest.raises(ValueError, match="Take ScoreSdeVeScheduler"):
+        ScoreSdeVpScheduler.from_pretrained(tmp_path, subfolder="scheduler")
     other = ScoreSdePipeline.from_pretrained(tmp_path, unet=network, scheduler=scheduler)
     assert other.unet is network
     assert other.scheduler is scheduler
@@ -337,7 +339,7 @@ def test_published_ddpm_repository(tmp_path):
     blocks = {"down_block_types": ("DownBlock2D", "AttnDownBlock2D"), "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}
     unet = legacy_unet(time_embedding_type="positional", norm_num_groups=8, center_input_sample=False, **blocks)
     unet.save_pretrained(tmp_path)
-    diffusers.DDPMScheduler(num_train_timesteps=20).save_pretrained(tmp_path)
+    diffusers.DDPMScheduler(num_train_timesteps=20, beta_end=0.3).save_pretrained(tmp_path)
     index = {"_class_name": "DDPMPipeline", "scheduler": ["diffusers", "DDPMScheduler"]}
     (tmp_path / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "UNet2DModel"]}))
     ours, theirs = ScoreSdePipeline.from_pretrained(tmp_path), DiffusionPipeline.from_pretrained(tmp_path)

@@ -109,7 +109,7 @@ class Run:
         x, timestep, output = (part.float() for part in self.network.last)
         scheduler = self.model.scheduler
         t = time_of(scheduler, timestep).to(x).expand(len(x))
-        x_0 = score_to_denoised(scheduler.sde, scheduler.score(output, x, t), x, t)
+        x_0 = score_to_denoised(scheduler.sde, scheduler.step_score(output, x, t), x, t)
         return to_pictures(x_0[: self.count], self.model)
 
     def snapshot(self, result: Any = None) -> "Snapshot":

@@ -42,7 +42,7 @@ def test_score(checkpoint, name):
     recorded = arrays(f"jax_{name}")
     pipeline = convert(checkpoint(f"jax_{name}"), description(f"jax_{name}")).pipeline
     labels = pipeline.scheduler.model_timestep(recorded["t"])
-    score = pipeline.scheduler.score(pipeline.unet(recorded["x"], labels).sample, recorded["x"], recorded["t"])
+    score = pipeline.scheduler.step_score(pipeline.unet(recorded["x"], labels).sample, recorded["x"], recorded["t"])
     assert relative_error(score, recorded["score_ema"]) < 2e-5
 
 

@@ -55,7 +55,7 @@ def test_conditioning_and_score(checkpoint, name):
     pipeline = convert_checkpoint(checkpoint(name), description(name)["config"])
     labels = pipeline.scheduler.model_timestep(recorded["t"])
     torch.testing.assert_close(labels.float(), recorded["labels"], rtol=1e-6, atol=0)
-    score = pipeline.scheduler.score(pipeline.unet(recorded["x"], labels).sample, recorded["x"], recorded["t"])
+    score = pipeline.scheduler.step_score(pipeline.unet(recorded["x"], labels).sample, recorded["x"], recorded["t"])
     assert relative_error(score, recorded["score_ema"]) < 2e-5
 
 

@@ -18,7 +18,6 @@ from diffusers_sde import (
     from_diffusers_scheduler,
 )
 from diffusers_sde.conversion import convert_checkpoint
-from diffusers_sde.schedulers import first_time, network_score
 from tests.checkpoints import REFERENCE, description, write_checkpoint
 from tests.oracles import Gaussian, seeded
 from tests.tiny import ChainNetwork, GaussianNetwork, legacy_unet, tiny_network
@@ -202,7 +201,7 @@ def test_epsilon_networks_of_diffusers_through_their_betas(scheduler):
     pipe = ScoreSdeLikelihoodPipeline(ChainNetwork(MEAN, STD).double(), scheduler)
     image = images()
     output = pipe(image, "none", solver="dopri5", rtol=1e-6, atol=1e-6, exact_trace=True)
-    start = first_time(pipe.scheduler)
+    start = pipe.scheduler.first_time()
     nats = exact(pipe, 2 * image - 1, output.latents, start)
     assert float((output.log_likelihood - nats).abs().max()) / (32 * LOG2) < 1e-4
     # The data are at the noise level of label 0.
@@ -216,7 +215,7 @@ def test_labels_between_the_trained_ones_are_those_of_the_noise_level():
     t = scheduler.sde.time_of_log_snr((chain / (1 - chain)).log()[[0, 1, 10, 500, 990]])
     x = torch.randn(5, 1, 8, 8, generator=seeded(), dtype=torch.float64)
     expected = Gaussian(MEAN, STD).score(scheduler.sde, x, t)
-    torch.testing.assert_close(network_score(scheduler, network)(x, t), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(scheduler.score_fn(network)(x, t), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_discrete_ve_networks_are_interpolated_between_labels():
@@ -228,7 +227,7 @@ def test_discrete_ve_networks_are_interpolated_between_labels():
             return super().forward(sample, 50.0 * 5000.0 ** (-timestep.double() / 199), return_dict)
 
     scheduler = ScoreSdeVeScheduler(sigma_max=50.0, num_train_timesteps=200, continuous=False)
-    score_fn = network_score(scheduler, Labelled("ve", MEAN, STD).double())
+    score_fn = scheduler.score_fn(Labelled("ve", MEAN, STD).double())
     t = torch.tensor([0.0, 0.1234, 0.5, 0.77, 1.0], dtype=torch.float64)
     x = scheduler.sde.sigma(t)[:, None, None, None] * torch.randn(5, 1, 4, 4, generator=seeded(), dtype=torch.float64)
     expected = Gaussian(MEAN, STD).score(scheduler.sde, x, t)
@@ -240,11 +239,11 @@ def test_discrete_ve_networks_are_interpolated_between_labels():
 @pytest.mark.parametrize(
     "scheduler, message",
     [
-        (DDPMScheduler(prediction_type="v_prediction"), "prediction_type = 'v_prediction'; only .*'epsilon'"),
+        (DDPMScheduler(prediction_type="v_prediction"), "prediction_type is 'v_prediction', and the network predicts epsilon"),
         (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "'squaredcos_cap_v2'; the VP SDE has linear"),
-        (DDPMScheduler(trained_betas=[0.1, 0.2]), "DDPMScheduler has trained_betas"),
+        (DDPMScheduler(trained_betas=[1e-3] * 1000), "DDPMScheduler has trained_betas"),
         (DDIMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = True"),
-        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler has no betas"),
+        (FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler .* does not follow a chain"),
     ],
 )
 def test_schedulers_that_are_no_vp_sde(scheduler, message):
@@ -310,7 +309,7 @@ def test_official_algorithm_over_our_functions(name, tmp_path):
     from diffusers_sde.sde import score_and_divergence
 
     pipe, recorded, start = official(name, tmp_path)
-    sde, score_fn, x_0 = pipe.scheduler.sde, network_score(pipe.scheduler, pipe.unet), recorded["data"]
+    sde, score_fn, x_0 = pipe.scheduler.sde, pipe.scheduler.score_fn(pipe.unet), recorded["data"]
     dims = x_0[0].numel()
 
     def rhs(t, y):

@@ -149,7 +149,7 @@ def test_discrete_networks_are_conditioned_on_labels():
 @every_scheduler
 def test_score_is_the_output_or_minus_it_over_sigma(cls, t):
     scheduler, (x, output) = cls(), drawn()
-    score = scheduler.score(output, x, t)
+    score = scheduler.step_score(output, x, t)
     if cls is ScoreSdeVeScheduler:
         assert torch.equal(score, output)
     else:
@@ -165,7 +165,7 @@ def test_score_of_a_discrete_vp_network_is_by_the_ddpm_chain():
         product = 1.0
         for beta in betas[: label + 1]:
             product *= 1 - beta
-        score = scheduler.score(output, x, (label + 0.5) / 99)
+        score = scheduler.step_score(output, x, (label + 0.5) / 99)
         torch.testing.assert_close(score, -output / (1 - product) ** 0.5, rtol=1e-5, atol=0)
 
 
@@ -182,7 +182,7 @@ def test_a_corrector_step_is_made_at_the_current_time(cls, index, corrector):
     for t in scheduler.timesteps[:index]:
         scheduler.step(output, t, x)
     t = float(scheduler.timesteps[index])
-    score, noise = scheduler.score(output, x, t), torch.randn(SHAPE, generator=seeded(1))
+    score, noise = scheduler.step_score(output, x, t), torch.randn(SHAPE, generator=seeded(1))
     a, _ = forward_step(scheduler.sde, t, t - 1 / 25)
     unit = coefficients(scheduler.sde, t)[1] ** 2 * torch.ones(3)
     if corrector == "langevin":

@@ -14,7 +14,7 @@ import torch
 
 import diffusers_sde.training
 from diffusers_sde import ScoreSdeSubVpScheduler, ScoreSdeVeScheduler, ScoreSdeVpScheduler
-from diffusers_sde.training import denoising_score_matching_loss, network_score, sliced_score_matching_loss
+from diffusers_sde.training import denoising_score_matching_loss, sliced_score_matching_loss
 
 SCHEDULERS = {
     "ve": lambda: ScoreSdeVeScheduler(sigma_max=50.0),
@@ -126,7 +126,7 @@ class ExactNetwork(torch.nn.Module):
 
 @pytest.mark.parametrize("time", TIMES)
 def test_loss_of_an_exact_network(scheduler, time):
-    score_fn = network_score(scheduler, ExactNetwork(scheduler))
+    score_fn = scheduler.score_fn(ExactNetwork(scheduler))
     loss = denoising_score_matching_loss(scheduler.sde, score_fn, *draw(time)).mean()
     assert loss.item() == pytest.approx(expected(scheduler.sde, time, 1.0), rel=tolerance(24))
 
@@ -135,7 +135,7 @@ def test_the_exact_network_is_a_minimum_of_the_loss(scheduler):
     """d loss / d scale = 0 for the exact score, in expectation: 2 (c - 1) sigma^2 / v."""
     network = ExactNetwork(scheduler)
     x_0, t, noise = draw(0.5)
-    loss = denoising_score_matching_loss(scheduler.sde, network_score(scheduler, network), x_0, t, noise).mean()
+    loss = denoising_score_matching_loss(scheduler.sde, scheduler.score_fn(network), x_0, t, noise).mean()
     (gradient,) = torch.autograd.grad(loss, network.scale)
     assert abs(gradient.item()) < 5 * 2 / (SAMPLES * 24) ** 0.5
 
@@ -143,14 +143,12 @@ def test_the_exact_network_is_a_minimum_of_the_loss(scheduler):
 def test_half_precision_network_has_its_score_scaled_in_float32(scheduler):
     network = ExactNetwork(scheduler, torch.bfloat16)
     x_0, t, noise = draw(0.5)
-    score = network_score(scheduler, network)(x_0, t)
-    loss = denoising_score_matching_loss(scheduler.sde, network_score(scheduler, network), x_0, t, noise)
+    score = scheduler.score_fn(network)(x_0, t)
+    loss = denoising_score_matching_loss(scheduler.sde, scheduler.score_fn(network), x_0, t, noise)
     assert set(network.seen) == {torch.bfloat16}
     assert score.dtype == loss.dtype == torch.float32
     # bfloat16 has 8 bits of precision; the loss at t = 0.5 is dominated by values of order 1.
-    exact = denoising_score_matching_loss(
-        scheduler.sde, network_score(scheduler, ExactNetwork(scheduler)), x_0, t, noise
-    )
+    exact = denoising_score_matching_loss(scheduler.sde, scheduler.score_fn(ExactNetwork(scheduler)), x_0, t, noise)
     assert (loss - exact).abs().max() < 0.05
 
 

@@ -120,5 +120,5 @@ def test_combinations_without_a_meaning_are_refused():
         TrainingTimes(vp, weighting="g2")
     with pytest.raises(ValueError, match="networks on a grid of labels are trained with 'score'"):
         TrainingTimes(ScoreSdeVpScheduler(continuous=False), weighting="likelihood")
-    with pytest.raises(ValueError, match="sub-VP has no chain of noise levels"):
+    with pytest.raises(ValueError, match="ScoreSdeSubVpScheduler has no chain of noise levels"):
         TrainingTimes(ScoreSdeSubVpScheduler(continuous=False))

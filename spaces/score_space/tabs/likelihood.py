@@ -4,7 +4,6 @@ import gradio as gr
 import torch
 
 from diffusers_sde import ScoreSdeLikelihoodPipeline
-from diffusers_sde.schedulers import network_score
 from diffusers_sde.sde import draw_probes, log_likelihood, probability_flow
 from diffusers_sde.seeding import image_generators
 
@@ -37,7 +36,7 @@ def measure(run: Run, image, num_probes: int, seed: int) -> dict:
 def density_curve(run: Run, latents: torch.Tensor, generators):
     """(t, log p_t(x_t) / D) along the probability flow that ends at `latents`, from t = 1 down; one probe for all."""
     sde, dims = run.model.scheduler.sde, latents.numel()
-    score_fn = network_score(run.model.scheduler, run.network)
+    score_fn = run.model.scheduler.score_fn(run.network)
     probes = draw_probes("rademacher", (1, *latents.shape), generators[0], torch.device("cpu"), latents.dtype)
     yield 1.0, float(sde.prior_log_prob(latents)) / dims
     x, above = latents, 1.0

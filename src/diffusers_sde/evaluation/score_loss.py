@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from diffusers.utils.torch_utils import randn_tensor
 
-from ..schedulers import first_time, from_diffusers_scheduler, network_score
+from ..schedulers import from_diffusers_scheduler
 from ..seeding import image_generators
 from ..training import denoising_score_matching_loss, to_data_range
 from .provenance import write_text
@@ -40,7 +40,7 @@ class ScoreLossEvaluation(RowEvaluation):
         if self.num_levels < 1:
             raise ValueError(f"num_levels is {self.num_levels}; it must be at least 1.")
         self.scheduler = from_diffusers_scheduler(self.pipeline.scheduler)
-        self.t_min = first_time(self.scheduler)
+        self.t_min = self.scheduler.first_time()
         super().__post_init__()
 
     def own_settings(self) -> dict:
@@ -55,7 +55,7 @@ class ScoreLossEvaluation(RowEvaluation):
         uniform = torch.stack([torch.rand(self.num_levels, generator=g, dtype=torch.float64) for g in generators])
         places = (torch.arange(self.num_levels) + uniform) / self.num_levels
         times = (self.t_min + (1 - self.t_min) * places).to(x_0)
-        score_fn = network_score(self.scheduler, self.pipeline.unet)
+        score_fn = self.scheduler.score_fn(self.pipeline.unet)
 
         def loss(t: torch.Tensor) -> torch.Tensor:
             noise = randn_tensor(x_0.shape, generators, x_0.device, x_0.dtype)

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Union
 
-import diffusers
 import torch
 from diffusers import (
     DDIMScheduler,
@@ -26,11 +25,11 @@ from ..schedulers import (
     ScoreSdeSubVpScheduler,
     ScoreSdeVeScheduler,
     ScoreSdeVpScheduler,
+    accept_scheduler,
     from_diffusers_scheduler,
-    network_score,
 )
 from .padding import size_factor
-from .repository import finish_repository
+from .repository import finish_repository, repository_scheduler_config
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
 ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
@@ -55,18 +54,37 @@ class ScoreSdePipelineBase(DiffusionPipeline):
 
     Args:
         unet: network with the calling convention of `UNet2DModel`.
-        scheduler: one of this package's, or of diffusers' where the pipeline can use it. diffusers' own
-            `ScoreSdeVeScheduler`, as older repositories name it, is replaced by ours with the same config.
+        scheduler: of the process that the network was trained for. Here and by assignment: one of this package's;
+            diffusers' `ScoreSdeVeScheduler` or `ScoreSdeVpScheduler`, replaced by ours; or a solver of diffusers',
+            which is given the chain of the network, or replaced by ours in pipelines of another task.
     """
 
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents"]
+    _needs_own_scheduler = True  # whether the task runs by the conventions of this package's schedulers alone
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__()
-        if isinstance(scheduler, diffusers.ScoreSdeVeScheduler):
-            scheduler = from_diffusers_scheduler(scheduler)
         self.register_modules(unet=unet, scheduler=scheduler)
+
+    def register_modules(self, **kwargs) -> None:
+        """Set components; a scheduler is accepted as by assignment, and the config names what it became."""
+        if "scheduler" in kwargs:
+            super().register_modules(**{name: part for name, part in kwargs.items() if name != "scheduler"})
+            kwargs = {"scheduler": self._accepted(kwargs["scheduler"])}
+        super().register_modules(**kwargs)
+
+    def __setattr__(self, name: str, value) -> None:
+        super().__setattr__(name, self._accepted(value) if name == "scheduler" else value)
+
+    def _accepted(self, scheduler):
+        """The scheduler to run when this one is asked for; see `accept_scheduler`."""
+        before = self.__dict__.get("scheduler")
+        if before is not None:
+            return accept_scheduler(scheduler, before.config, ours=self._needs_own_scheduler)
+        known = repository_scheduler_config(self.unet)
+        # A network may have been trained on after it was loaded: a scheduler of ours has the last word.
+        return accept_scheduler(scheduler, known, certain=False, ours=self._needs_own_scheduler)
 
     @property
     def num_timesteps(self) -> int:
@@ -102,7 +120,7 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             raise ValueError(
                 f"`t` has times from {float(t.min()):.4g} to {float(t.max()):.4g}; they must be above 0 and at most 1."
             )
-        return network_score(from_diffusers_scheduler(self.scheduler), self.unet)(x, t.expand(len(x)))
+        return from_diffusers_scheduler(self.scheduler).score_fn(self.unet)(x, t.expand(len(x)))
 
     @property
     def _centered(self) -> bool:

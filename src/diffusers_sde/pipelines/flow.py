@@ -2,7 +2,6 @@
 
 import torch
 
-from ..schedulers import first_time, from_diffusers_scheduler, network_score
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .image_input import ImageInput, read_images
 
@@ -12,19 +11,19 @@ class FlowPipelineBase(ScoreSdePipelineBase):
 
     Args:
         unet: network with the calling convention of `UNet2DModel`.
-        scheduler: one of this package's; one of diffusers' is turned into ours by `from_diffusers_scheduler`.
+        scheduler: one of this package's; one of diffusers' is turned into ours, here and by assignment.
     """
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
-        super().__init__(unet, from_diffusers_scheduler(scheduler))
+        super().__init__(unet, scheduler)
 
     def _score_function(self):
-        return network_score(self.scheduler, self.unet)
+        return self.scheduler.score_fn(self.unet)
 
     def _first_time(self, sampling_eps: float | None, default: float) -> float:
         """Time at which the data lie, never below the first that a label stands for."""
         if sampling_eps is None:
-            return max(default, first_time(self.scheduler))
+            return max(default, self.scheduler.first_time())
         if not 0 <= sampling_eps < 1:
             raise ValueError(f"`sampling_eps` is {sampling_eps}; it is a time, at least 0 and below 1.")
         return sampling_eps

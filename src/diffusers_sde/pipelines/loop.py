@@ -73,8 +73,11 @@ def sample_predictor_corrector(
         if not condition.changes_score:
             return pipeline._network_output(x, conditioning[i])
         t = scheduler.times[i]
-        score = condition.score(lambda x: scheduler.score(pipeline._network_output(x, conditioning[i]), x, t), x, t)
-        return scheduler.output_of_score(score, t)
+
+        def score_fn(x: torch.Tensor) -> torch.Tensor:
+            return scheduler.step_score(pipeline._network_output(x, conditioning[i]), x, t)
+
+        return scheduler.output_of_step_score(condition.score(score_fn, x, t), t)
 
     for i, timestep in enumerate(pipeline.progress_bar(timesteps[first_step:]), start=first_step):
         t = scheduler.times[i]

@@ -1,10 +1,10 @@
 """Unconditional generation by Predictor-Corrector sampling."""
 
-import inspect
 from collections.abc import Callable
 
 import torch
 
+from ..schedulers import epsilon_of_steps, takes_generator
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .loop import FiniteGuard, sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
@@ -13,8 +13,8 @@ from .output import ScoreSdePipelineOutput
 class ScoreSdePipeline(ScoreSdePipelineBase):
     r"""Predictor-Corrector sampling from a score network.
 
-    Predictor, corrector and their settings are the scheduler's. With a scheduler of diffusers' (DDPM, DDIM,
-    DPM-Solver, DEIS, UniPC, ...) over an epsilon-predicting network, that scheduler's plain loop is run.
+    Predictor, corrector and their settings are the scheduler's. A scheduler of diffusers' (DDPM, DDIM, DPM-Solver,
+    DEIS, UniPC, ...) is run on the networks of all SDEs; see docs/samplers.md. The state is then that solver's own.
 
     Args:
         unet ([`NCSNppModel`] or [`UNet2DModel`]): Network with the calling convention of `UNet2DModel`.
@@ -36,6 +36,8 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
+
+    _needs_own_scheduler = False
 
     @torch.no_grad()
     def __call__(
@@ -105,15 +107,12 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
     def _plain_loop(self, x: torch.Tensor, generator, on_step_end: Callable | None) -> torch.Tensor:
         """The loop of a scheduler of diffusers'."""
         timesteps = self.scheduler.timesteps
-        kwargs, guard = self._generator_argument(generator), FiniteGuard()
+        kwargs, guard = {"generator": generator} if takes_generator(self.scheduler) else {}, FiniteGuard()
+        epsilon = epsilon_of_steps(self.scheduler, self.unet, self._network_output)
         for i, t in enumerate(self.progress_bar(timesteps)):
-            output = self._network_output(self.scheduler.scale_model_input(x, t), t)
+            output = epsilon(self.scheduler.scale_model_input(x, t), i)
             x = self.scheduler.step(output.to(x.dtype), t, x, return_dict=False, **kwargs)[0]
             guard.watch(x, i, last=i == len(timesteps) - 1)
             if on_step_end is not None:
                 x = on_step_end(i, t, x)
         return x
-
-    def _generator_argument(self, generator) -> dict:
-        """`generator` for schedulers whose step takes one."""
-        return {"generator": generator} if "generator" in inspect.signature(self.scheduler.step).parameters else {}

@@ -6,7 +6,6 @@ from collections.abc import Callable
 import torch
 
 from ..models import NoiseConditionalClassifier
-from ..schedulers import from_diffusers_scheduler
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .guidance import ClassifierGuidance
 from .loop import sample_predictor_corrector
@@ -49,7 +48,7 @@ class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
     model_cpu_offload_seq = "unet"
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler, classifier: NoiseConditionalClassifier):
-        super().__init__(unet, from_diffusers_scheduler(scheduler))
+        super().__init__(unet, scheduler)
         self.register_modules(classifier=classifier)
 
     @torch.no_grad()

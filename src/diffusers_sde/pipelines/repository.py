@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from diffusers import DiffusionPipeline
+from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
 
 
 def finish_repository(folder: Path, pipeline: DiffusionPipeline, remote_code: bool) -> None:
@@ -37,3 +38,12 @@ def _stubs(folder: Path, pipeline: DiffusionPipeline) -> dict[Path, str]:
         if library == "diffusers_sde":
             names[folder / component / "diffusers_sde.py"] = name
     return {path: f"from diffusers_sde import {name}  # noqa: F401\n" for path, name in names.items()}
+
+
+def repository_scheduler_config(network) -> dict | None:
+    """Config of the scheduler beside a network in the folder that it was loaded from; `None` if there is none."""
+    folder = getattr(network, "config", {}).get("_name_or_path") or ""
+    path = Path(folder).parent / "scheduler" / SCHEDULER_CONFIG_NAME
+    if not folder or not path.is_file():
+        return None
+    return json.loads(path.read_text(encoding="utf-8"))

@@ -7,7 +7,8 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..sde import SDE, make_corrector, make_predictor
-from ..sde.broadcasting import expand_to
+from .config import TravellingConfig
+from .conventions import NetworkConventions
 
 
 @dataclass
@@ -23,7 +24,7 @@ class ScoreSdeSchedulerOutput(BaseOutput):
     prev_sample_mean: torch.Tensor
 
 
-class ScoreSdeSchedulerBase:
+class ScoreSdeSchedulerBase(TravellingConfig, NetworkConventions):
     """Common part of the schedulers; concrete classes add diffusers' mixins, the config and the SDE.
 
     The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
@@ -34,20 +35,20 @@ class ScoreSdeSchedulerBase:
     order = 1
     _compatibles: list[str] = []
 
-    sde: SDE
-
     def _setup(self, sde: SDE) -> None:
-        """To be called at the end of `__init__`: checks the config and lays a grid of `num_train_timesteps`."""
+        """Check config and SDE, and lay a grid of `num_train_timesteps`; the last line of every `__init__`."""
         config = self.config
         _check_count("num_train_timesteps", config.num_train_timesteps, at_least=1)
         _check_count("correct_steps", config.correct_steps, at_least=0)
         if not 0 <= config.sampling_eps < 1:
             raise ValueError(f"`sampling_eps` is {config.sampling_eps}; it is a time, at least 0 and below 1.")
+        sde.check()
         self.sde = sde
         self.predictor = make_predictor(config.predictor, sde, config.probability_flow)
         self.corrector = make_corrector(config.corrector, sde, config.snr, config.corrector_norm)
         self.init_noise_sigma = sde.prior_std
         self._lay_grid(config.num_train_timesteps, device=None)
+        self._register_process()
 
     @classmethod
     def _get_compatibles(cls) -> list[type]:
@@ -113,25 +114,6 @@ class ScoreSdeSchedulerBase:
     def scale_model_input(self, sample: torch.Tensor, timestep: float | torch.Tensor | None = None) -> torch.Tensor:
         """The sample as it is: these networks take the state itself."""
         return sample
-
-    def model_timestep(self, timestep: float | torch.Tensor) -> torch.Tensor:
-        """What the network is conditioned on at time `timestep`; same shape."""
-        raise TypeError(f"{type(self).__name__} does not define what its networks are conditioned on.")
-
-    def output_sigma(self, timestep: torch.Tensor) -> torch.Tensor | None:
-        """Noise level by which epsilon-predicting networks' output is divided; `None` if the output is the score."""
-        return None
-
-    def score(self, model_output: torch.Tensor, sample: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """Score of p_t from the output of the network, in float32 or better; shape of `sample`."""
-        output = model_output.to(torch.promote_types(model_output.dtype, torch.float32))
-        sigma = self.output_sigma(torch.as_tensor(timestep))
-        return output if sigma is None else -output / expand_to(sigma, output)
-
-    def output_of_score(self, score: torch.Tensor, timestep: float | torch.Tensor) -> torch.Tensor:
-        """The network output that `score` would turn into this score; the same shape."""
-        sigma = self.output_sigma(torch.as_tensor(timestep))
-        return score if sigma is None else -score * expand_to(sigma, score)
 
     def add_noise(
         self, original_samples: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor | float
@@ -235,7 +217,7 @@ class ScoreSdeSchedulerBase:
                 f"`generator` is a list of {len(generator)} for a batch of {len(sample)}; give one per sample."
             )
         x = sample.to(torch.promote_types(sample.dtype, torch.float32))
-        score = self.score(model_output, x, self.times[index]) if part.needs_score else None
+        score = self.step_score(model_output, x, self.times[index]) if part.needs_score else None
         noise = randn_tensor(x.shape, generator, x.device, x.dtype) if draws else torch.zeros_like(x)
         x_next, x_mean = part.update(x, t, s, score, noise)
         x_next, x_mean = x_next.to(sample.dtype), x_mean.to(sample.dtype)
@@ -245,21 +227,3 @@ class ScoreSdeSchedulerBase:
 def _check_count(name: str, value: int, at_least: int) -> None:
     if type(value) is not int or value < at_least:
         raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {at_least}.")
-
-
-class EpsilonSchedulerMixin:
-    """For VP and sub-VP: the network predicts epsilon and is conditioned on a positive time label."""
-
-    def model_timestep(self, timestep: float | torch.Tensor) -> torch.Tensor:
-        """999 t for continuously trained networks, (num_train_timesteps - 1) t otherwise; same shape."""
-        scale = 999 if self.config.continuous else self.config.num_train_timesteps - 1
-        return torch.as_tensor(timestep) * scale
-
-    def output_sigma(self, timestep: torch.Tensor) -> torch.Tensor:
-        return self.sde.sigma(timestep)
-
-
-def discrete_vp_sigmas(beta_min: float, beta_max: float, num_train_timesteps: int) -> torch.Tensor:
-    """Noise levels sqrt(1 - prod (1 - beta_i)) of the DDPM chain of that length; float64 of shape (N,)."""
-    betas = torch.linspace(beta_min, beta_max, num_train_timesteps, dtype=torch.float64) / num_train_timesteps
-    return (-torch.expm1(torch.log1p(-betas).cumsum(0))).sqrt()

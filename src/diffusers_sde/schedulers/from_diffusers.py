@@ -1,10 +1,10 @@
 """diffusers' schedulers as ours: the forward process that a network was trained for, read off another's config."""
 
-import diffusers
+from collections.abc import Mapping
+from typing import Any
 
 from .base import ScoreSdeSchedulerBase
-from .linear_betas import vp_settings
-from .scheduling_score_sde_ve import ScoreSdeVeScheduler
+from .config import process_scheduler
 from .scheduling_score_sde_vp import ScoreSdeVpScheduler
 
 
@@ -12,7 +12,8 @@ def from_diffusers_scheduler(scheduler) -> ScoreSdeSchedulerBase:
     """The scheduler of this package with the same forward process.
 
     Args:
-        scheduler: one of this package's, which is returned as it is; diffusers' `ScoreSdeVeScheduler`; or a
+        scheduler: one of this package's, which is returned as it is; one of diffusers' that was made from one of ours,
+            which is restored with all its settings; diffusers' `ScoreSdeVeScheduler` or `ScoreSdeVpScheduler`; or a
             `DDPMScheduler` or another with its config (DDIM, PNDM, DPM-Solver, ...) for a network that predicts
             epsilon under linear betas.
 
@@ -27,7 +28,13 @@ def from_diffusers_scheduler(scheduler) -> ScoreSdeSchedulerBase:
     """
     if isinstance(scheduler, ScoreSdeSchedulerBase):
         return scheduler
-    config, name = scheduler.config, type(scheduler).__name__
-    if isinstance(scheduler, diffusers.ScoreSdeVeScheduler):
-        return ScoreSdeVeScheduler.from_config({k: v for k, v in config.items() if k != "tensor_format"})
-    return ScoreSdeVpScheduler(**vp_settings(config, name))
+    return scheduler_of_config(scheduler.config, type(scheduler).__name__)
+
+
+def scheduler_of_config(config: Mapping[str, Any], name: str | None = None) -> ScoreSdeSchedulerBase:
+    """The same from the config of a class of that name, by default the one that the config has."""
+    process = process_scheduler(config, name)
+    if process is not None:
+        return process
+    name = name or config.get("_class_name", "the scheduler")
+    return ScoreSdeVpScheduler(**ScoreSdeVpScheduler._settings_of_chain(config, name))

@@ -4,10 +4,10 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..sde import SubVPSDE
-from .base import EpsilonSchedulerMixin, ScoreSdeSchedulerBase
+from .base import ScoreSdeSchedulerBase
 
 
-class ScoreSdeSubVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
+class ScoreSdeSubVpScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
     r"""Predictor-Corrector scheduler of the sub-VP SDE; its networks predict epsilon.
 
     Args:

@@ -5,6 +5,7 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..sde import VESDE
+from ..sde.broadcasting import expand_to
 from .base import ScoreSdeSchedulerBase
 
 
@@ -36,6 +37,8 @@ class ScoreSdeVeScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
     Reference: Song et al. 2021, arXiv:2011.13456, Algorithm 2 and 4.
     """
 
+    prediction = "score"
+
     @register_to_config
     def __init__(
         self,
@@ -60,3 +63,20 @@ class ScoreSdeVeScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
         if self.config.continuous:
             return self.sde.sigma(t)
         return ((1 - t) * (self.config.num_train_timesteps - 1)).round().long()
+
+    def label_times(self) -> torch.Tensor:
+        """Times of the geometric grid from `sigma_max` (label 0) down to `sigma_min`; float64 of shape (N,)."""
+        return torch.linspace(1, 0, self.config.num_train_timesteps, dtype=torch.float64)
+
+    def _output_at(self, evaluate, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """Whole labels for a discrete network (SMLD): sigma score is interpolated between the two neighbours."""
+        if self.config.continuous:
+            return super()._output_at(evaluate, x, t)
+        last = self.config.num_train_timesteps - 1
+        place = (1 - t) * last
+        below = place.floor().clamp(0, max(last - 1, 0))
+        # Both neighbours in one batch.
+        labels = torch.cat([below, (below + 1).clamp(max=last)])
+        output = evaluate(torch.cat([x, x]), labels.long())
+        low, high = (expand_to(self.sde.sigma(1 - labels / max(last, 1)), output) * output).chunk(2)
+        return torch.lerp(low, high, expand_to(place - below, low)) / expand_to(self.sde.sigma(t), low)

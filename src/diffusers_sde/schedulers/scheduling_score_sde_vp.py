@@ -5,11 +5,12 @@ from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
 from ..sde import VPSDE
-from .base import EpsilonSchedulerMixin, ScoreSdeSchedulerBase, discrete_vp_sigmas
+from ..sde.precision import in_double
+from .base import ScoreSdeSchedulerBase
 from .linear_betas import vp_settings
 
 
-class ScoreSdeVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
+class ScoreSdeVpScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
     r"""Predictor-Corrector scheduler of the VP SDE; its networks predict epsilon.
 
     Args:
@@ -53,29 +54,54 @@ class ScoreSdeVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, Schedule
         corrector_norm: str = "sample",
     ):
         self._setup(VPSDE(beta_min, beta_max))
-        self._discrete_sigmas = None if continuous else discrete_vp_sigmas(beta_min, beta_max, num_train_timesteps)
+        self._chain_sigmas = None if continuous else chain_sigmas(beta_min, beta_max, num_train_timesteps)
+        self._label_times = None if continuous else self.label_times()
 
     @classmethod
-    def from_config(cls, config=None, return_unused_kwargs: bool = False, **kwargs):
-        """A scheduler from a config: one of this class, or of diffusers' `DDPMScheduler` and its like.
+    def _settings_of_chain(cls, config, name: str) -> dict:
+        return vp_settings(config, name)
 
-        Linear betas of the latter become `beta_min = beta_start * N`, `beta_max = beta_end * N`, `continuous = False`.
-
-        Args:
-            config: mapping of settings.
-            return_unused_kwargs: whether to return those of `kwargs` that are no settings, too.
-            **kwargs: settings that replace those of `config`.
-
-        Raises:
-            ValueError: if `config` has another schedule of betas, or its network predicts another thing than epsilon.
-        """
-        if config is not None and "beta_start" in config:
-            config = vp_settings(config, config.get("_class_name", "the scheduler"))
-        return super().from_config(config, return_unused_kwargs, **kwargs)
+    def _linear_betas(self) -> dict | None:
+        """The chain of a discrete network; for a continuous one that whose labels are 999 t, to half a label."""
+        config = self.config
+        length = config.num_train_timesteps
+        if config.beta_max >= length or (config.continuous and (length != 1000 or config.beta_max > 0.05 * length)):
+            return None
+        ends = {"beta_start": config.beta_min / length, "beta_end": config.beta_max / length}
+        return {**ends, "beta_schedule": "linear", "trained_betas": None}
 
     def output_sigma(self, timestep: torch.Tensor) -> torch.Tensor:
         """sigma(t); for discretely trained networks that of the DDPM chain at the label below."""
-        if self._discrete_sigmas is None:
+        if self._chain_sigmas is None:
             return super().output_sigma(timestep)
         label = (timestep * (self.config.num_train_timesteps - 1)).long()
-        return self._discrete_sigmas.to(label.device)[label]
+        return self._chain_sigmas.to(label.device)[label]
+
+    def label_times(self) -> torch.Tensor:
+        """Times at which the SDE has the noise levels of the DDPM chain, increasing; float64 of shape (N,).
+
+        A short chain has more noise at its end than the SDE at t = 1, so that its last times lie beyond 1.
+        """
+        config = self.config
+        variance = chain_sigmas(config.beta_min, config.beta_max, config.num_train_timesteps).square()
+        return self.sde.time_of_integral_of_beta(-torch.log1p(-variance))
+
+    def first_time(self) -> float:
+        """Time of label 0 for discretely trained networks, else 1e-5."""
+        return super().first_time() if self._label_times is None else float(self._label_times[0])
+
+    def _output_at(self, evaluate, x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+        """A discrete network (DDPM) gets the fraction of a label at which the chain has the noise level of t."""
+        if self._label_times is None:
+            return super()._output_at(evaluate, x, t)
+        time = in_double(t).contiguous()
+        grid = self._label_times.to(time.device)
+        above = torch.searchsorted(grid, time).clamp(1, len(grid) - 1)
+        fraction = (time - grid[above - 1]) / (grid[above] - grid[above - 1])
+        return evaluate(x, (above - 1 + fraction).clamp(0, len(grid) - 1).to(t))
+
+
+def chain_sigmas(beta_min: float, beta_max: float, num_train_timesteps: int) -> torch.Tensor:
+    """Noise levels sqrt(1 - prod (1 - beta_i)) of the DDPM chain of that length; float64 of shape (N,)."""
+    betas = torch.linspace(beta_min, beta_max, num_train_timesteps, dtype=torch.float64) / num_train_timesteps
+    return (-torch.expm1(torch.log1p(-betas).cumsum(0))).sqrt()

@@ -19,16 +19,45 @@ from abc import ABC, abstractmethod
 import torch
 
 from .broadcasting import expand_to
+from .premises import check_sde
+
+_FINAL = ("drift", "perturb", "prior_sample", "prior_log_prob", "reverse_drift", "probability_flow_drift", "check")
 
 
 class SDE(ABC):
-    """Base class. A new SDE needs `alpha`, `sigma` and `prior_std`; closed forms of the rest are optional."""
+    """Base class. A new SDE needs `alpha`, `sigma` and `prior_std`; closed forms of the rest are optional.
+
+    The linear form above is a premise of every solver: methods that spell it out (`perturb`, `drift`, `prior_sample`,
+    ...) cannot be overridden, and `check` refuses coefficients that the solvers cannot take.
+    """
 
     prior_std: float
     """Standard deviation of the terminal Gaussian p_1, from which sampling starts."""
 
     has_ancestral_sampling: bool = False
     """Whether `ancestral_std` is defined."""
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        changed = [name for name in _FINAL if getattr(cls, name) is not getattr(SDE, name)]
+        if changed:
+            raise ValueError(
+                f"{cls.__name__} overrides {', '.join(changed)}; solvers rely on x_t = alpha(t) x_0 + sigma(t) noise "
+                "and the prior N(0, prior_std^2). Define `alpha`, `sigma` and `prior_std`; for a process with a mean, "
+                "shift the data instead."
+            )
+
+    def check(self) -> None:
+        """Refuse an SDE that the solvers cannot take; the result is kept, so that later calls cost nothing.
+
+        Raises:
+            ValueError: naming the condition and the remedy, unless alpha(0) = 1, alpha stays above 1e-8, sigma / alpha
+                increases, f and g are finite, p_1 has about the standard deviation `prior_std`, and overridden closed
+                forms agree with those derived from alpha and sigma.
+        """
+        if not self.__dict__.get("_checked", False):
+            check_sde(self, SDE)
+            self._checked = True
 
     @abstractmethod
     def alpha(self, t: torch.Tensor) -> torch.Tensor:

@@ -105,6 +105,7 @@ def denoising_elbo(
     Raises:
         ValueError: if there are too few times or reconstructions for a standard error.
     """
+    sde.check()
     if len(t) < 2 or num_reconstructions < 2:
         raise ValueError(
             f"{len(t)} times and {num_reconstructions} reconstructions; at least 2 of each are needed for a standard "

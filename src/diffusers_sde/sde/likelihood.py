@@ -88,6 +88,7 @@ def log_likelihood(
     Raises:
         ValueError: if an argument is not allowed.
     """
+    sde.check()
     check_times(t_start, 1.0)
     rtol, atol = tolerances(solver, rtol, atol, DEFAULT_TOLERANCES)
     if not exact_trace:

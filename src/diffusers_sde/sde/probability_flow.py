@@ -76,6 +76,7 @@ def probability_flow(
     Raises:
         ValueError: if an argument is not allowed.
     """
+    sde.check()
     check_times(t_start, t_end)
     rtol, atol = tolerances(solver, rtol, atol, DEFAULT_TOLERANCES)
     solve = _adams if solver == "adams" else _runge_kutta

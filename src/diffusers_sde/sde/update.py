@@ -24,6 +24,7 @@ class Update(ABC):
     """Whether `update` makes use of its noise."""
 
     def __init__(self, sde: SDE):
+        sde.check()
         self.sde = sde
 
     def times(self, u: torch.Tensor, t: torch.Tensor, num_steps: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1,6 +1,5 @@
 """Training: losses, data, checkpoints and the loop of `training/train_sde.py`, each usable by itself."""
 
-from ..schedulers import network_score
 from .checkpoints import CheckpointError, find_checkpoint, list_checkpoints
 from .classifier import ClassifierTrainer, train_classifier
 from .classifier_options import parse_classifier_args
@@ -38,7 +37,6 @@ __all__ = [
     "iterate_batches",
     "list_checkpoints",
     "load_images",
-    "network_score",
     "open_source",
     "parse_args",
     "parse_classifier_args",

@@ -11,7 +11,6 @@ from pathlib import Path
 
 import torch
 
-from ..schedulers import score_from_output
 from . import checkpoints, hub, samples
 from .accelerator import build_accelerator
 from .card import write_card
@@ -355,7 +354,7 @@ class Trainer:
         """The network's score at these noise levels, in float32."""
 
         def score_fn(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
-            return score_from_output(self.scheduler, self.forward(x, levels.timestep).sample.float(), t)
+            return self.scheduler.score_from_output(self.forward(x, levels.timestep).sample.float(), t)
 
         return score_fn
 

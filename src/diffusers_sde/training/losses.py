@@ -13,7 +13,7 @@ or without the score of p(x_t | x_0), by sliced score matching with probes v of 
     loss = lambda(t) (|s|^2 + 2 v^T (ds/dx) v),
 
 which has the same expectation up to the dimension. Nothing is drawn here: `t`, `noise` and the probes are arguments.
-The losses of SMLD and DDPM are the first one at the times of `schedulers.label_times`.
+The losses of SMLD and DDPM are the first one at the times of the scheduler's `label_times`.
 
 Reference: Song et al. 2021, arXiv:2011.13456, Eq. (1), (3), (7) and App. C; Song et al. 2019, arXiv:1905.07088
 (sliced score matching, Eq. (8) with the first term exact).

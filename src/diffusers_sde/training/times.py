@@ -20,7 +20,6 @@ from dataclasses import dataclass
 
 import torch
 
-from ..schedulers import label_times
 from ..sde.precision import in_double
 
 WEIGHTINGS = ("score", "likelihood")
@@ -77,7 +76,7 @@ class TrainingTimes:
         self.t_min = t_min
         self.weighting = weighting
         self.time_sampling = time_sampling
-        self._label_times = None if self.continuous else label_times(scheduler).float()
+        self._label_times = None if self.continuous else scheduler.label_times().float()
 
     def __call__(self, uniform: torch.Tensor) -> NoiseLevels:
         """Noise levels from numbers in [0, 1), float32 of shape (B,)."""
