@@ -23,18 +23,18 @@ ALLOWED = {
     "models": set(),
     "pipelines": {"sde", "schedulers", "models"},
     "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs"},
-    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional"},
-    "conversion": {"models", "schedulers", "configs"},
+    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional", "store"},
+    "conversion": {"models", "schedulers", "configs", "store"},
     "store": set(),
     "optional": set(),
     "assets": set(),
     "registration": set(),
     "configs": set(),
     "seeding": set(),
-    "image_folder": {PACKAGE, "assets", "pipelines"},  # the top for __version__
+    "image_folder": {PACKAGE, "assets", "pipelines", "store"},  # the top for __version__
     "sampling": {"image_folder", "pipelines", "seeding"},
-    "suggest": {"sde", "configs", "evaluation", "image_folder", "pipelines", "seeding", "training"},
-    "commands": {"image_folder", "pipelines", "sde", "seeding", "training"},
+    "suggest": {"sde", "configs", "evaluation", "image_folder", "pipelines", "seeding", "store", "training"},
+    "commands": {"image_folder", "pipelines", "sde", "seeding", "store", "training"},
 }
 LAZY = {
     "commands": {"assets", "models", "evaluation", "suggest"},

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..store import digest
 from .distances import frechet_distance, inception_score, kernel_distance, precision_recall
 from .extractors import FeatureExtractor, Features
-from .provenance import digest
 from .shards import read_tensors, write_tensors
 from .statistics import FeatureStatistics
 
