@@ -19,10 +19,12 @@ MODULES = {
 # What each part may import of the others; only within functions what stands in LAZY.
 ALLOWED = {
     "sde": set(),
-    "schedulers": {"sde"},
-    "models": set(),
-    "pipelines": {"sde", "schedulers", "models"},
-    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs"},
+    "loading": set(),
+    "data": set(),
+    "schedulers": {"sde", "loading"},
+    "models": {"loading"},
+    "pipelines": {"sde", "schedulers", "models", "loading"},
+    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs", "data"},
     "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional"},
     "conversion": {"models", "schedulers", "configs"},
     "store": set(),

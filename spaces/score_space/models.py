@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from diffusers import DiffusionPipeline
 
 import diffusers_sde
 from diffusers_sde.image_folder import load
@@ -160,7 +159,7 @@ def load_model(name: str) -> Model:
     """
     path = EMBEDDED.get(name) or _checked_name(name)
     try:
-        _check_index(DiffusionPipeline.load_config(path))
+        _check_index(diffusers_sde.ScoreSdePipeline.load_config(path))
         pipeline = load(diffusers_sde.ScoreSdePipeline, path)
         scheduler = diffusers_sde.from_diffusers_scheduler(pipeline.scheduler)
         pipeline._check_network()
@@ -194,6 +193,7 @@ def _check_index(index: dict) -> None:
     """Refuse what is no score network from its `model_index.json` alone."""
     pipeline = index.get("_class_name")
     pipeline = pipeline[-1] if isinstance(pipeline, list) else pipeline
-    network = (index.get("unet") or [None, None])[-1]
-    if pipeline not in PIPELINES or network not in NETWORKS:
-        raise ValueError(f"it is a {pipeline} over a {network}, not an unconditional score network.")
+    entry = index.get("unet")
+    network = entry[-1] if isinstance(entry, list) and entry else None
+    if pipeline not in PIPELINES or network not in sorted(NETWORKS):
+        raise ValueError(f"it is a {pipeline!s:.50} over a {network!s:.50}, not an unconditional score network.")

@@ -6,6 +6,7 @@ import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..loading import CheckedConfig, check_config
 from ..sde import SDE, make_corrector, make_predictor
 from ..sde.broadcasting import expand_to
 
@@ -23,7 +24,7 @@ class ScoreSdeSchedulerOutput(BaseOutput):
     prev_sample_mean: torch.Tensor
 
 
-class ScoreSdeSchedulerBase:
+class ScoreSdeSchedulerBase(CheckedConfig):
     """Common part of the schedulers; concrete classes add diffusers' mixins, the config and the SDE.
 
     The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
@@ -39,8 +40,8 @@ class ScoreSdeSchedulerBase:
     def _setup(self, sde: SDE) -> None:
         """To be called at the end of `__init__`: checks the config and lays a grid of `num_train_timesteps`."""
         config = self.config
-        _check_count("num_train_timesteps", config.num_train_timesteps, at_least=1)
-        _check_count("correct_steps", config.correct_steps, at_least=0)
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        check_config(type(self), settings, type(self).__name__)
         if not 0 <= config.sampling_eps < 1:
             raise ValueError(f"`sampling_eps` is {config.sampling_eps}; it is a time, at least 0 and below 1.")
         self.sde = sde

@@ -4,6 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..loading.configs import BETAS, check_config
 from ..sde import VPSDE
 from .base import EpsilonSchedulerMixin, ScoreSdeSchedulerBase, discrete_vp_sigmas
 from .linear_betas import vp_settings
@@ -70,6 +71,7 @@ class ScoreSdeVpScheduler(EpsilonSchedulerMixin, ScoreSdeSchedulerBase, Schedule
             ValueError: if `config` has another schedule of betas, or its network predicts another thing than epsilon.
         """
         if config is not None and "beta_start" in config:
+            check_config(cls, {key: config[key] for key in config if key in BETAS}, cls.__name__)
             config = vp_settings(config, config.get("_class_name", "the scheduler"))
         return super().from_config(config, return_unused_kwargs, **kwargs)
 

@@ -1,0 +1,14 @@
+"""Hostile repositories, pictures and requests: all of them slowly, a selection each time."""
+
+import pytest
+
+from tests.hostile.harness import check, outcomes
+
+
+def test_a_selection_of_hostile_repositories_is_read_or_refused(tmp_path):
+    check(outcomes("repositories", tmp_path, every=23), at_least=60)
+
+
+@pytest.mark.slow
+def test_all_hostile_repositories_are_read_or_refused(tmp_path):
+    check(outcomes("repositories", tmp_path), at_least=1500)
