@@ -25,7 +25,7 @@ ALLOWED = {
     "models": {"loading"},
     "pipelines": {"sde", "schedulers", "models", "loading"},
     "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs", "data"},
-    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional"},
+    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional", "data"},
     "conversion": {"models", "schedulers", "configs"},
     "store": set(),
     "optional": set(),
@@ -35,8 +35,8 @@ ALLOWED = {
     "seeding": set(),
     "image_folder": {PACKAGE, "assets", "pipelines"},  # the top for __version__
     "sampling": {"image_folder", "pipelines", "seeding"},
-    "suggest": {"sde", "configs", "evaluation", "image_folder", "pipelines", "seeding", "training"},
-    "commands": {"image_folder", "pipelines", "sde", "seeding", "training"},
+    "suggest": {"sde", "configs", "data", "evaluation", "image_folder", "pipelines", "seeding", "training"},
+    "commands": {"data", "image_folder", "pipelines", "sde", "seeding", "training"},
 }
 LAZY = {
     "commands": {"assets", "models", "evaluation", "suggest"},

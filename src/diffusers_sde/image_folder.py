@@ -144,7 +144,8 @@ class ImageFolder:
 
         Args:
             rows: of pictures, not all of one length.
-            min_width: to about which smaller ones are enlarged, by a whole number.
+            min_width: width to about which smaller ones are enlarged, by a whole number, unless they become four times
+                as high.
         """
         (width, height), columns = rows[0][0].size, max(map(len, rows))
         mode = "L" if all(image.mode == "L" for row in rows for image in row) else "RGB"
@@ -152,7 +153,7 @@ class ImageFolder:
         for i, row in enumerate(rows):
             for j, image in enumerate(row):
                 grid.paste(image.convert(mode), (j * width, i * height))
-        factor = max(1, min_width // grid.width)
+        factor = max(1, min(min_width // grid.width, 4 * min_width // grid.height))
         grid = grid.resize((factor * grid.width, factor * grid.height), Image.Resampling.NEAREST)
         save_png(grid, self.folder / GRID_NAME)
         return self.folder / GRID_NAME

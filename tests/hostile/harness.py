@@ -80,6 +80,7 @@ def outcomes(module: str, folder: Path, every: int = 1, first: int = 0) -> list[
         **os.environ,
         "PYTHONPATH": str(Path(diffusers_sde.__file__).parents[1]),
         "HF_HUB_OFFLINE": "1",
+        "HF_HOME": str(folder / "hub"),
         "HOSTILE_CANARY": str(folder / "canary"),
         "TMPDIR": str(folder),
         "OMP_NUM_THREADS": "1",

@@ -9,6 +9,15 @@ def test_a_selection_of_hostile_repositories_is_read_or_refused(tmp_path):
     check(outcomes("repositories", tmp_path, every=23), at_least=60)
 
 
+def test_a_selection_of_hostile_pictures_is_read_or_refused(tmp_path):
+    check(outcomes("pictures", tmp_path, every=13), at_least=60)
+
+
+@pytest.mark.slow
+def test_all_hostile_pictures_are_read_or_refused(tmp_path):
+    check(outcomes("pictures", tmp_path), at_least=750)
+
+
 @pytest.mark.slow
 def test_all_hostile_repositories_are_read_or_refused(tmp_path):
     check(outcomes("repositories", tmp_path), at_least=1500)
