@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
+from huggingface_hub import constants, model_info
 
 import diffusers_sde
 from diffusers_sde.image_folder import load
@@ -44,6 +45,8 @@ PIPELINES = {name for name in diffusers_sde.__all__ if name.endswith("Pipeline")
     "ScoreSdeVePipeline",
 }
 NETWORKS = {cls.__name__ for cls in get_args(ScoreNetwork)}
+MAX_NUMBERS = 16 * 3 * 256 * 256  # of a batch of images
+MAX_REPOSITORY = 2_000_000_000  # bytes of weights
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _HELP = (
     "Choose an embedded model, or give a repository of the Hub as owner/name, such as google/ncsnpp-church-256, whose "
@@ -133,6 +136,8 @@ class ModelCache:
         Raises:
             ValueError: if it cannot be loaded.
         """
+        if not isinstance(name, str):
+            raise ValueError(f"the model's name is a {type(name).__name__}, not a text. {_HELP}")
         with self._lock:
             future = self._futures.get(name)
             is_first = future is None
@@ -160,10 +165,13 @@ def load_model(name: str) -> Model:
     path = EMBEDDED.get(name) or _checked_name(name)
     try:
         _check_index(diffusers_sde.ScoreSdePipeline.load_config(path))
+        _check_repository_size(path)
         pipeline = load(diffusers_sde.ScoreSdePipeline, path)
         scheduler = diffusers_sde.from_diffusers_scheduler(pipeline.scheduler)
         pipeline._check_network()
-        pipeline._image_size(None, None)
+        height, width = pipeline._image_size(None, None)
+        if pipeline.unet.config.in_channels * height * width > MAX_NUMBERS:
+            raise ValueError(f"its images of {height} x {width} pixels are too large here.")
     except Exception as error:  # whatever a stranger's repository may cause
         reason = str(error).strip().split("\n")[0][:300]
         raise ValueError(f"{name!r} cannot be loaded: {reason or type(error).__name__} {_HELP}") from error
@@ -187,6 +195,18 @@ def _checked_name(name) -> str:
     if not (_HUB_NAME.fullmatch(name) or is_folder) or (is_folder and on_a_space):
         raise ValueError(f"{name!r} is not a name of a model. {_HELP}")
     return name
+
+
+def _check_repository_size(path: str | Path) -> None:
+    """Refuse a repository with more weights than fit, before they are downloaded or read."""
+    if Path(path).is_dir():
+        sizes = [file.stat().st_size for file in Path(path).rglob("*") if file.is_file()]
+    elif constants.HF_HUB_OFFLINE:
+        return  # what is loaded was downloaded before
+    else:
+        sizes = [sibling.size or 0 for sibling in model_info(path, files_metadata=True).siblings]
+    if sum(sizes) > MAX_REPOSITORY:
+        raise ValueError(f"it has {sum(sizes) / 1e9:.1f} GB; at most {MAX_REPOSITORY / 1e9:g} GB are loaded here.")
 
 
 def _check_index(index: dict) -> None:

@@ -1,7 +1,5 @@
 """What users send, checked before any work: pictures, masks, numbers."""
 
-import html
-
 import gradio as gr
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
@@ -23,7 +21,7 @@ class Picture(gr.Image):
     is_template = True  # the browser shows it as its parent
 
     def preprocess(self, payload):
-        return None if payload is None else read_picture(payload.path)
+        return None if payload is None else read_picture(_content(payload))
 
 
 class MaskedPicture(gr.ImageEditor):
@@ -68,13 +66,18 @@ def _read(source: str | bytes) -> Image.Image:
     try:
         return data.read_picture(source, "The image", MAX_PIXELS)
     except ValueError as error:
-        raise gr.Error(html.escape(str(error)), print_exception=False) from error
+        raise gr.Error(str(error), print_exception=False) from error
     except OSError as error:  # whose text may have a path of the server
         raise gr.Error("The image is not there any more; upload it again.", print_exception=False) from error
 
 
 def _content(part) -> str | bytes:
-    return part if isinstance(part, bytes) else part.path
+    """Content or path of a file that a client sent."""
+    if isinstance(part, bytes | bytearray | memoryview):
+        return bytes(part)
+    if not part.path:
+        raise gr.Error("Send the image as a file.", print_exception=False)
+    return part.path
 
 
 def fit(image: Image.Image | None, model: Model, what: str = "an image") -> np.ndarray:
