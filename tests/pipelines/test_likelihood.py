@@ -239,7 +239,7 @@ def test_discrete_ve_networks_are_interpolated_between_labels():
 @pytest.mark.parametrize(
     "scheduler, message",
     [
-        (DDPMScheduler(prediction_type="v_prediction"), "prediction_type is 'v_prediction', and the network predicts epsilon"),
+        (DDPMScheduler(prediction_type="v_prediction"), "prediction_type is .v_prediction., and the network"),
         (DDPMScheduler(beta_schedule="squaredcos_cap_v2"), "'squaredcos_cap_v2'; the VP SDE has linear"),
         (DDPMScheduler(trained_betas=[1e-3] * 1000), "DDPMScheduler has trained_betas"),
         (DDIMScheduler(rescale_betas_zero_snr=True), "rescale_betas_zero_snr = True"),

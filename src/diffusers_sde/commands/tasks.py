@@ -13,6 +13,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from ..data import flatten, read_picture
 from ..image_folder import ImageFolder, load, pipeline_settings
 from ..pipelines.pipeline_score_sde_colorization import ScoreSdeColorizationPipeline
 from ..pipelines.pipeline_score_sde_edit import ScoreSdeEditPipeline
@@ -31,7 +32,7 @@ def run_inpaint(mask: Path | None, hide: str | None, guidance: dict, options: di
         raise click.UsageError("give either --mask FILE, white where to repaint, or --hide and what.")
     pipeline = _load(ScoreSdeInpaintPipeline, options)
     inputs, names = read_inputs(pipeline, options)
-    mask_image = Image.open(mask) if mask else hidden_part(hide, inputs.shape[2:])
+    mask_image = flatten(read_picture(mask)) if mask else hidden_part(hide, inputs.shape[2:])
     repaint = read_mask(mask_image, inputs)
     shown = [pictures(inputs), pictures(torch.where(repaint, 127, inputs))]
 

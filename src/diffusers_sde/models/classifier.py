@@ -15,6 +15,7 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
+from ..loading import CheckedNetwork
 from .embeddings import GaussianFourierProjection
 from .inputs import check_sample, noise_level
 
@@ -88,7 +89,7 @@ class WideResnetGroup(nn.Module):
         return h
 
 
-class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
+class NoiseConditionalClassifier(CheckedNetwork, ModelMixin, ConfigMixin):
     r"""Wide residual network for log p(y given x_t), conditioned on the noise level sigma.
 
     The defaults are those of the official CIFAR-10 classifier for the VE SDE.

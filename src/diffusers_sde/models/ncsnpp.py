@@ -16,6 +16,7 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..loading import CheckedNetwork
 from .activations import activation
 from .attention import AttentionBlock
 from .embeddings import GaussianFourierProjection, time_embedding
@@ -276,7 +277,7 @@ _CHOICES = {
 }
 
 
-class NCSNppModel(ModelMixin, ConfigMixin):
+class NCSNppModel(CheckedNetwork, ModelMixin, ConfigMixin):
     r"""NCSN++ / DDPM++ score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official VE CIFAR-10 configuration.
@@ -387,8 +388,6 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         widths = tuple(self.config.block_out_channels)
         if not widths or any(width < 4 or width % 4 for width in widths):
             raise ValueError(f"`block_out_channels` is {widths}; it needs at least one level, each a multiple of 4.")
-        if self.config.layers_per_block < 1:
-            raise ValueError(f"`layers_per_block` is {self.config.layers_per_block}; it must be at least 1.")
         if self.config.progressive_input != "input_skip" and self.config.progressive_combine == "cat":
             raise ValueError('`progressive_combine="cat"` has a meaning only with `progressive_input="input_skip"`.')
 

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 from diffusers import (
@@ -29,7 +29,7 @@ from ..schedulers import (
     from_diffusers_scheduler,
 )
 from .padding import size_factor
-from .repository import finish_repository, repository_scheduler_config
+from .repository import check_index, checked_entry, finish_repository, read_index, repository_scheduler_config
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
 ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
@@ -131,6 +131,24 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     def image_processor(self) -> VaeImageProcessor:
         """Maps between images in [0, 1] and the data range of the network."""
         return VaeImageProcessor(vae_scale_factor=1, do_normalize=self._centered)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """`load_config` reads `model_index.json` here."""
+        return read_index(json_file)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs) -> tuple[dict, dict, dict]:
+        """Settings and components of a repository, by name; called by `from_pretrained` of any pipeline class.
+
+        Components of diffusers are replaced by the same under the checks of `loading`.
+
+        Raises:
+            ValueError: for a component that is no network or scheduler that these pipelines take.
+        """
+        check_index(config_dict, cls.config_name)
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        return {name: checked_entry(name, entry) for name, entry in init_dict.items()}, unused, hidden
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, remote_code: bool = False, **kwargs) -> None:
         r"""Save the pipeline; see `DiffusionPipeline.save_pretrained` for the other arguments.
