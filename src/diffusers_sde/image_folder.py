@@ -1,5 +1,6 @@
 """Pipelines for the command line, and folders of images that a run fills and another one goes on with."""
 
+import math
 import os
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -23,7 +24,6 @@ from .store import (
     is_plain_file,
     locked_folder,
     read_settings,
-    remove_partials,
     replacement,
     shorten,
 )
@@ -32,6 +32,7 @@ GRID_NAME = "grid.png"
 _MARKS = ("model", "scheduler", "dtype", "diffusers_sde")
 _RESULT = re.compile(r"\d{5,}\.png|grid\.png")
 _GRID_PIXELS = 2**25
+_END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 def load(
@@ -152,10 +153,10 @@ class ImageFolder:
             what="pictures",
             marks=_MARKS,
             results=lambda: [self.folder / name for name in sorted(self._replaceable)],
+            stems=r"\d{5,}|grid|\.files",
             reset=lambda: None if goes_on and ledger.exists() else ledger.begin(whole if goes_on else ()),
             overwrite=self.overwrite,
         )
-        remove_partials(self.folder, r"\d{5,}|grid|settings|\.files")
         self._drawn = set(whole) if goes_on else set()
 
     def _sort(self, names: Iterable[str], recorded: bool) -> tuple[list[str], list[str]]:
@@ -239,26 +240,28 @@ class ImageFolder:
                 exceed four times that.
 
         Returns:
-            The file, with the numbers of rows and columns in it: as many as a picture of some 30 million pixels holds.
+            The file, with the number of rows in it: as many as a picture of some 30 million pixels holds. Where not
+            even one does, all pictures are made smaller by a whole number.
         """
 
-        def get(entry: Image.Image | int) -> Image.Image:
-            return self.image(entry) if isinstance(entry, int) else entry
+        def get(entry: Image.Image | int, factor: int = 1) -> Image.Image:
+            image = self.image(entry) if isinstance(entry, int) else entry
+            return image if factor <= 1 else image.convert("L" if image.mode == "L" else "RGB").reduce(factor)
 
-        first = get(rows[0][0])
-        side = max(1, _GRID_PIXELS // (first.width * first.height))
-        all_columns = max(map(len, rows))
-        columns = min(all_columns, side)
-        shown = [[get(entry) for entry in row[:columns]] for row in rows[: max(1, side // columns)]]
+        first, columns = get(rows[0][0]), max(map(len, rows))
+        smaller = math.ceil(math.sqrt(columns * first.width * first.height / _GRID_PIXELS))
+        width, height = get(rows[0][0], smaller).size
+        fitting = max(1, _GRID_PIXELS // (columns * width * height))
+        shown = [[get(entry, smaller) for entry in row] for row in rows[:fitting]]
         mode = "L" if all(image.mode == "L" for row in shown for image in row) else "RGB"
-        grid = Image.new(mode, (columns * first.width, len(shown) * first.height))
+        grid = Image.new(mode, (columns * width, len(shown) * height))
         for i, row in enumerate(shown):
             for j, image in enumerate(row):
-                grid.paste(image.convert(mode), (j * first.width, i * first.height))
+                grid.paste(image.convert(mode), (j * width, i * height))
         factor = max(1, min(min_width // grid.width, 4 * min_width // grid.height))
         grid = grid.resize((factor * grid.width, factor * grid.height), Image.Resampling.NEAREST)
         self._save(grid, GRID_NAME)
-        return Grid(self.folder / GRID_NAME, (len(shown), columns), (len(rows), all_columns))
+        return Grid(self.folder / GRID_NAME, len(shown), len(rows))
 
     def _save(self, image: Image.Image, name: str) -> None:
         if not self._may_write(name):
@@ -275,32 +278,28 @@ class Grid:
 
     Args:
         path: its file.
-        shown: numbers of rows and columns in it.
-        total: numbers of rows and columns that there are.
+        num_shown: number of rows in it.
+        num_rows: number of rows that there are.
     """
 
     path: Path
-    shown: tuple[int, int]
-    total: tuple[int, int]
+    num_shown: int
+    num_rows: int
 
     def __str__(self) -> str:
-        cut = [
-            f"{shown} of {total} {name}"
-            for shown, total, name in zip(self.shown, self.total, ("rows", "columns"), strict=True)
-            if shown < total
-        ]
-        return f"{self.path}" + (f" (the first {', '.join(cut)})" if cut else "")
+        cut = f" (the first {self.num_shown} of {self.num_rows} rows)" if self.num_shown < self.num_rows else ""
+        return f"{self.path}{cut}"
 
 
 def _is_whole_png(path: Path) -> bool:
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            image.verify()  # reads all chunks and their checksums, and decodes nothing
+            image.verify()  # reads all chunks but the last, and their checksums, and decodes nothing
     except Image.DecompressionBombError:
         return True
     except Exception:  # whatever Pillow raises, of six classes, for what it cannot read
         return False
-    return True
+    return _END_OF_PNG in path.read_bytes()
 
 
 def _is_damaged_png(path: Path) -> bool:

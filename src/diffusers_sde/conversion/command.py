@@ -49,8 +49,9 @@ def run_convert(
     """
     _check_name(push)
     read_config(config)
+    given = [Path(config)] if Path(config).is_file() else []
     with locked_file(output), _progress() as stage:
-        check_output(output, overwrite, keep=(checkpoint, Path(config)))
+        check_output(output, overwrite, keep=(checkpoint, *given))
         stage(f"reading {checkpoint.name}")
         conversion = convert(checkpoint, config, use_ema)
         repository = make_repository(conversion, layout)

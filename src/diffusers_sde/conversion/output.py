@@ -1,14 +1,14 @@
 """Folders of converted checkpoints: what may be replaced, and writing that is whole or not at all."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from ..store import Ledger, foreign_entries, record_folder, replacement_folder, restore_folder, shorten
 
 
-def check_output(folder: str | Path, overwrite: bool = False, keep: tuple[Path, ...] = ()) -> None:
+def check_output(folder: str | Path, overwrite: bool = False, keep: Iterable[Path] = ()) -> None:
     """Check that a repository can be written to `folder`, before work is put into it.
 
     Args:

@@ -82,6 +82,7 @@ class RowEvaluation(ABC):
             what="rows",
             marks=("versions", "weights_sha256"),
             results=self._parts,
+            stems="rows-.*",
             overwrite=overwrite,
             num_processes=self.num_processes,
         )

@@ -61,6 +61,7 @@ class ShardFolder:
             what="shards",
             marks=("shard_size",),
             results=lambda: files_of(self.folder, rf"shard-\d{{5,}}\.safetensors|{re.escape(MANIFEST_NAME)}"),
+            stems=r"shard-\d{5,}|manifest",
             overwrite=overwrite,
             num_processes=num_processes,
         )

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
-from .atomic import read_json, write_json
+from .atomic import read_json, remove_partials, write_json
 from .ledger import LEDGER_NAME
 from .lock import LOCK_NAME, locked_folder, others_in
 
@@ -51,6 +51,7 @@ def claim(
     what: str,
     marks: Collection[str],
     results: Callable[[], Sequence[Path]],
+    stems: str,
     reset: Callable[[], None] = lambda: None,
     overwrite: bool = False,
     num_processes: int = 1,
@@ -63,6 +64,7 @@ def claim(
         what: name of the results in the plural, for messages.
         marks: keys that settings of this kind of results always have, by which they are known from others.
         results: gives the files that earlier runs wrote there; they go when results of other settings are replaced.
+        stems: regular expression of the results' names without their endings; what killed writers of them left goes.
         reset: called when the folder holds no result of other settings any more, before it gets these settings.
         overwrite: whether results of other settings may be removed.
         num_processes: number of processes that share the folder.
@@ -91,6 +93,8 @@ def claim(
                 file.unlink()
         reset()
         write_json(path, settings)
+        if not others_in(folder):
+            remove_partials(folder, rf"{stems}|settings")
 
 
 def read_settings(path: Path, what: str, marks: Collection[str]) -> dict | None:
@@ -104,8 +108,10 @@ def read_settings(path: Path, what: str, marks: Collection[str]) -> dict | None:
     Raises:
         ValueError: naming the file, if it is damaged, or settings of something else.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
+    if not path.is_file():
+        raise ValueError(f"{path} is not a file. Choose another --output, or move it.")
     try:
         found = read_json(path)
     except ValueError as error:

@@ -35,7 +35,7 @@ class Ledger:
         for line in content.splitlines():
             try:
                 entry = json.loads(line)
-                self._hashes.setdefault(entry["file"], set()).add(entry["sha256"])
+                self._hashes.setdefault(str(entry["file"]), set()).add(entry["sha256"])
             except (ValueError, TypeError, KeyError, RecursionError):
                 continue  # cut off by a crash, or of somebody else: what it lists is not known to be ours
 
@@ -100,7 +100,7 @@ def is_plain_file(path: Path) -> bool:
     """Look whether a path is a file: no link, folder, pipe or device."""
     try:
         return stat.S_ISREG(os.lstat(path).st_mode)
-    except OSError:
+    except (OSError, ValueError):  # a name from a damaged record may not be one
         return False
 
 

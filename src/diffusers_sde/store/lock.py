@@ -73,6 +73,8 @@ def _locked(path: Path, place: Path, wait: float) -> Iterator[None]:
         yield
     finally:
         _HELD.discard(key)
-        with suppress(OSError):
-            path.unlink()  # while it is held: who opened it before finds it gone, and opens a new one
-        lock.release()
+        try:
+            with suppress(OSError):
+                path.unlink()  # while it is held: who opened it before finds it gone, and opens a new one
+        finally:
+            lock.release()
