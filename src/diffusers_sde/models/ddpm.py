@@ -285,7 +285,7 @@ class DDPMModel(CheckedNetwork, ModelMixin, ConfigMixin):
         """
         check_sample(sample, self.config.in_channels, self.downsample_factor)
         label = noise_level(sample, timestep)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.dtype  # that of the arithmetic, however the weights are stored
         h = sample.to(dtype)
         if self.config.center_input_sample:
             h = 2 * h - 1

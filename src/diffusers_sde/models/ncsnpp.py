@@ -19,7 +19,7 @@ from torch import nn
 from ..loading import CheckedNetwork
 from .activations import activation
 from .attention import AttentionBlock
-from .embeddings import GaussianFourierProjection, time_embedding
+from .embeddings import Float32Frequencies, GaussianFourierProjection, time_embedding
 from .initialization import conv2d, linear
 from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
 from .resampling import Downsample, Upsample
@@ -277,7 +277,7 @@ _CHOICES = {
 }
 
 
-class NCSNppModel(CheckedNetwork, ModelMixin, ConfigMixin):
+class NCSNppModel(Float32Frequencies, CheckedNetwork, ModelMixin, ConfigMixin):
     r"""NCSN++ / DDPM++ score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official VE CIFAR-10 configuration.
@@ -321,7 +321,6 @@ class NCSNppModel(CheckedNetwork, ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
-    _keep_in_fp32_modules = ["time_proj"]
 
     @register_to_config
     def __init__(
@@ -466,7 +465,7 @@ class NCSNppModel(CheckedNetwork, ModelMixin, ConfigMixin):
         """
         check_sample(sample, self.config.in_channels, self.downsample_factor)
         level = noise_level(sample, timestep)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.dtype  # that of the arithmetic, however the weights are stored
         h = sample.to(dtype)
         if self.config.center_input_sample:
             h = 2 * h - 1
