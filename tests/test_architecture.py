@@ -19,22 +19,24 @@ MODULES = {
 # What each part may import of the others; only within functions what stands in LAZY.
 ALLOWED = {
     "sde": set(),
-    "schedulers": {"sde"},
-    "models": set(),
-    "pipelines": {"sde", "schedulers", "models"},
-    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs"},
-    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional"},
-    "conversion": {"models", "schedulers", "configs"},
+    "loading": set(),
+    "data": set(),
+    "schedulers": {"sde", "loading"},
+    "models": {"loading"},
+    "pipelines": {"sde", "schedulers", "models", "loading"},
+    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs", "data"},
+    "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional", "store", "data"},
+    "conversion": {"models", "schedulers", "configs", "store"},
     "store": set(),
     "optional": set(),
     "assets": set(),
     "registration": set(),
     "configs": set(),
     "seeding": set(),
-    "image_folder": {PACKAGE, "assets", "pipelines"},  # the top for __version__
+    "image_folder": {PACKAGE, "assets", "pipelines", "store"},  # the top for __version__
     "sampling": {"image_folder", "pipelines", "seeding"},
-    "suggest": {"sde", "configs", "evaluation", "image_folder", "pipelines", "seeding", "training"},
-    "commands": {"image_folder", "pipelines", "sde", "seeding", "training"},
+    "suggest": {"sde", "configs", "data", "evaluation", "image_folder", "pipelines", "seeding", "store", "training"},
+    "commands": {"data", "image_folder", "pipelines", "sde", "seeding", "store", "training"},
 }
 LAZY = {
     "commands": {"assets", "models", "evaluation", "suggest"},

@@ -29,7 +29,7 @@ class Sampler:
     def build(cls, model: str, steps: int = 100) -> "Sampler":
         """Place the components, set as `model` has them."""
         config = MODELS.get(model).scheduler.config
-        number = gr.Slider(10, 1000, steps, step=1, label="Steps", info="More are slower and better.")
+        number = gr.Slider(10, 1000, steps, step=1, label="Steps", info="10 to 1000; more are slower and better.")
         with gr.Accordion("Predictor and corrector", open=False):
             return cls(
                 number,
@@ -83,9 +83,7 @@ def follow_model(model: gr.Dropdown, description: gr.Markdown, sampler: Sampler 
 
 def seed_choice(label: str = "Seed", value: int = 0) -> gr.Number:
     """Field for a seed."""
-    return gr.Number(
-        value, precision=0, minimum=0, maximum=MAX_SEED, label=label, info="The same seed gives the same result."
-    )
+    return gr.Number(value, minimum=0, maximum=MAX_SEED, label=label, info="The same seed gives the same result.")
 
 
 def picture_input(label: str, *kinds: str, height: int = 240) -> Picture:
@@ -130,6 +128,14 @@ class Controls:
             concurrency_id="runs",
             concurrency_limit=CONCURRENT_RUNS,
             show_progress_on=self.status,
+        )
+        # What an earlier run showed would pass for the answer to what has just been refused.
+        event.failure(
+            lambda: [*(None for _ in outputs), status("Refused or failed; see the message.")],
+            None,
+            [*outputs, self.status],
+            queue=False,
+            api_visibility="private",
         )
         ended = self.stop.click(None, cancels=[event], api_visibility="private")
         ended.then(lambda: status("Stopped."), None, self.status, queue=False, api_visibility="private")

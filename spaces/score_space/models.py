@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import get_args
 
 import torch
-from diffusers import DiffusionPipeline
+from huggingface_hub import constants, model_info
 
 import diffusers_sde
 from diffusers_sde.image_folder import load
@@ -45,6 +45,8 @@ PIPELINES = {name for name in diffusers_sde.__all__ if name.endswith("Pipeline")
     "ScoreSdeVePipeline",
 }
 NETWORKS = {cls.__name__ for cls in get_args(ScoreNetwork)}
+MAX_NUMBERS = 16 * 3 * 256 * 256  # of a batch of images
+MAX_REPOSITORY = 2_000_000_000  # bytes of weights
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 _HELP = (
     "Choose an embedded model, or give a repository of the Hub as owner/name, such as google/ncsnpp-church-256, whose "
@@ -134,6 +136,8 @@ class ModelCache:
         Raises:
             ValueError: if it cannot be loaded.
         """
+        if not isinstance(name, str):
+            raise ValueError(f"the model's name is a {type(name).__name__}, not a text. {_HELP}")
         with self._lock:
             future = self._futures.get(name)
             is_first = future is None
@@ -160,11 +164,14 @@ def load_model(name: str) -> Model:
     """
     path = EMBEDDED.get(name) or _checked_name(name)
     try:
-        _check_index(DiffusionPipeline.load_config(path))
+        _check_index(diffusers_sde.ScoreSdePipeline.load_config(path))
+        _check_repository_size(path)
         pipeline = load(diffusers_sde.ScoreSdePipeline, path)
         scheduler = diffusers_sde.from_diffusers_scheduler(pipeline.scheduler)
         pipeline._check_network()
-        pipeline._image_size(None, None)
+        height, width = pipeline._image_size(None, None)
+        if pipeline.unet.config.in_channels * height * width > MAX_NUMBERS:
+            raise ValueError(f"its images of {height} x {width} pixels are too large here.")
     except Exception as error:  # whatever a stranger's repository may cause
         reason = str(error).strip().split("\n")[0][:300]
         raise ValueError(f"{name!r} cannot be loaded: {reason or type(error).__name__} {_HELP}") from error
@@ -190,10 +197,23 @@ def _checked_name(name) -> str:
     return name
 
 
+def _check_repository_size(path: str | Path) -> None:
+    """Refuse a repository with more weights than fit, before they are downloaded or read."""
+    if Path(path).is_dir():
+        sizes = [file.stat().st_size for file in Path(path).rglob("*") if file.is_file()]
+    elif constants.HF_HUB_OFFLINE:
+        return  # what is loaded was downloaded before
+    else:
+        sizes = [sibling.size or 0 for sibling in model_info(path, files_metadata=True).siblings]
+    if sum(sizes) > MAX_REPOSITORY:
+        raise ValueError(f"it has {sum(sizes) / 1e9:.1f} GB; at most {MAX_REPOSITORY / 1e9:g} GB are loaded here.")
+
+
 def _check_index(index: dict) -> None:
     """Refuse what is no score network from its `model_index.json` alone."""
     pipeline = index.get("_class_name")
     pipeline = pipeline[-1] if isinstance(pipeline, list) else pipeline
-    network = (index.get("unet") or [None, None])[-1]
-    if pipeline not in PIPELINES or network not in NETWORKS:
-        raise ValueError(f"it is a {pipeline} over a {network}, not an unconditional score network.")
+    entry = index.get("unet")
+    network = entry[-1] if isinstance(entry, list) and entry else None
+    if pipeline not in PIPELINES or network not in sorted(NETWORKS):
+        raise ValueError(f"it is a {pipeline!s:.50} over a {network!s:.50}, not an unconditional score network.")

@@ -1,14 +1,17 @@
 """The page: one tab per task, one queue for all."""
 
 import gradio as gr
+from starlette.middleware import Middleware
 
 from diffusers_sde import __version__
 
+from .guard import Guard, Page
 from .models import FASHION, MODELS, load_classifier
 from .tabs import class_conditional, colorize, edit, generate, inpaint, interpolate, likelihood, process
 from .uploads import MAX_FILE_SIZE
 
 QUEUE_SIZE = 32
+SESSIONS = 100  # of which Gradio keeps a copy of the page's settings, 0.4 MB each; we keep nothing in them
 TABS = {
     "Generate": generate,
     "Inpaint": inpaint,
@@ -36,9 +39,7 @@ def build() -> gr.Blocks:
     """The page, not yet served."""
     MODELS.get(FASHION)
     load_classifier()  # here rather than in the first run: ZeroGPU's processes are copies of this one
-    with gr.Blocks(
-        title="Score-based generative modelling", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
+    with Page(title="Score-based generative modelling", analytics_enabled=False, delete_cache=(600, 3600)) as page:
         gr.Markdown(
             "# Score-based generative modelling through SDEs\n"
             "Networks that know in which direction an image becomes more likely, and what can be done with that alone "
@@ -60,6 +61,8 @@ def launch_options() -> dict:
         "theme": gr.themes.Soft(primary_hue="indigo", secondary_hue="indigo", font=FONTS, font_mono=MONO_FONTS),
         "css": CSS,
         "max_file_size": MAX_FILE_SIZE,
+        "state_session_capacity": SESSIONS,
+        "app_kwargs": {"middleware": [Middleware(Guard)]},
         "footer_links": ["api", "settings"],
         "run_history": False,
         "ssr_mode": False,

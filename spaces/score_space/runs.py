@@ -20,13 +20,12 @@ from PIL import Image
 
 from diffusers_sde.sde import score_to_denoised
 
-from .models import MODELS, Model
+from .models import MAX_NUMBERS, MODELS, Model
 from .pictures import to_pictures
 from .zero_gpu import GPU
 
 RUN_SECONDS = 240
 PREVIEW_SECONDS = 0.4
-MAX_NUMBERS = 16 * 3 * 256 * 256  # of a batch of images
 
 
 class Stopped(Exception):

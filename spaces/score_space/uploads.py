@@ -4,19 +4,15 @@ import gradio as gr
 import numpy as np
 from PIL import Image, ImageChops, ImageOps
 
+from diffusers_sde import data
+
 from .models import Model
 
 MAX_FILE_SIZE = "10mb"
 MAX_PIXELS = 4096 * 4096
-FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
-MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
-READING_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 MAX_SEED = 2**53 - 1  # the largest that a browser can write exactly
 EDITOR_SIZE = 320
-
-
-# PIL refuses to open an image of more than twice as many pixels, here and wherever Gradio opens it.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+MAX_LAYERS = 16  # the page makes one
 
 
 class Picture(gr.Image):
@@ -25,61 +21,63 @@ class Picture(gr.Image):
     is_template = True  # the browser shows it as its parent
 
     def preprocess(self, payload):
-        return None if payload is None else read_picture(payload.path)
+        return None if payload is None else read_picture(_content(payload))
 
 
 class MaskedPicture(gr.ImageEditor):
-    """An image to paint on; its values are the image in RGB and the mask in L, white where painted, or `None`."""
+    """An image to paint on; its values are the image in RGB and the mask in L, white where painted, or `None`.
+
+    The files are read here rather than by `gr.ImageEditor`, which opens whatever PIL can.
+    """
 
     is_template = True
 
     def preprocess(self, payload):
-        if payload is not None and payload.background is not None:
-            read_picture(payload.background.path)
-        try:
-            parts = super().preprocess(payload)
-        except READING_ERRORS as error:
-            raise _unreadable() from error
-        if parts is None or parts["background"] is None:
+        parts = payload
+        if payload is not None and payload.id is not None:  # what the browser sent in pieces, as bytes
+            parts = self.blob_storage.pop(payload.id, None)
+        if parts is None or parts.background is None:
             return None
-        mask = Image.new("L", parts["background"].size)
-        for layer in parts["layers"] or []:
-            mask = ImageChops.lighter(mask, layer.getchannel("A").resize(mask.size))
-        return _flat(parts["background"]), mask
+        if len(parts.layers or []) > MAX_LAYERS:
+            raise gr.Error(f"The drawing has more than {MAX_LAYERS} layers.", print_exception=False)
+        image = read_picture(_content(parts.background), "white")  # as the page shows it
+        mask = Image.new("L", image.size)
+        for layer in parts.layers or []:
+            if layer is not None:
+                painted = _read(_content(layer)).convert("RGBA").getchannel("A")
+                mask = ImageChops.lighter(mask, painted.resize(mask.size))
+        return image, mask
 
 
-def read_picture(path: str | None) -> Image.Image:
-    """An uploaded file as an upright image in RGB, transparency on black.
+def read_picture(source: str | bytes, background: str = "black") -> Image.Image:
+    """An uploaded file as an upright image in RGB.
+
+    Args:
+        source: path or content of the file.
+        background: colour behind what is transparent.
 
     Raises:
-        gr.Error: if it is no image that we read, or a large one.
+        gr.Error: if it is no image that can be read, or a large one.
     """
+    return data.flatten(_read(source), background).convert("RGB")
+
+
+def _read(source: str | bytes) -> Image.Image:
     try:
-        with Image.open(path or "", formats=FORMATS) as image:
-            mode = image.mode
-            if mode in MODES:
-                return _flat(ImageOps.exif_transpose(image))
-    except Image.DecompressionBombError as error:
-        raise _refused(
-            f"The image is too large: at most {MAX_PIXELS / 1e6:.1f} million pixels are taken. Send a smaller one: "
-            "the networks see a few dozen pixels a side."
-        ) from error
-    except READING_ERRORS as error:
-        raise _unreadable() from error
-    raise _refused(f"The image has the mode {mode}; taken are images of 8 bits per channel. Convert it first.")
+        return data.read_picture(source, "The image", MAX_PIXELS)
+    except ValueError as error:
+        raise gr.Error(str(error), print_exception=False) from error
+    except OSError as error:  # whose text may have a path of the server
+        raise gr.Error("The image is not there any more; upload it again.", print_exception=False) from error
 
 
-def _refused(message: str) -> gr.Error:
-    return gr.Error(message, print_exception=False)
-
-
-def _unreadable() -> gr.Error:
-    return _refused(f"The file is not an image that can be read here. Send one of {', '.join(FORMATS)}.")
-
-
-def _flat(image: Image.Image) -> Image.Image:
-    rgba = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", rgba.size, (0, 0, 0, 255)), rgba).convert("RGB")
+def _content(part) -> str | bytes:
+    """Content or path of a file that a client sent."""
+    if isinstance(part, bytes | bytearray | memoryview):
+        return bytes(part)
+    if not part.path:
+        raise gr.Error("Send the image as a file.", print_exception=False)
+    return part.path
 
 
 def fit(image: Image.Image | None, model: Model, what: str = "an image") -> np.ndarray:

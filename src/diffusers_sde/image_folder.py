@@ -1,7 +1,11 @@
 """Pipelines for the command line, and folders of images that a run fills and another one goes on with."""
 
-import json
-from collections.abc import Callable
+import math
+import os
+import re
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -11,9 +15,24 @@ from PIL import Image
 from . import __version__
 from .assets import embedded_model_path
 from .pipelines.base import place
+from .store import (
+    SETTINGS_NAME,
+    Ledger,
+    as_json,
+    claim,
+    file_digest,
+    is_plain_file,
+    locked_folder,
+    read_settings,
+    replacement,
+    shorten,
+)
 
-SETTINGS_NAME = "settings.json"
 GRID_NAME = "grid.png"
+_MARKS = ("model", "scheduler", "dtype", "diffusers_sde")
+_RESULT = re.compile(r"\d{5,}\.png|grid\.png")
+_GRID_PIXELS = 2**25
+_END_OF_PNG = b"IEND\xaeB`\x82"
 
 
 def load(
@@ -73,36 +92,107 @@ def pipeline_settings(pipeline: DiffusionPipeline) -> dict:
 
 
 class ImageFolder:
-    """`count` images in a folder, with the settings that fix them.
+    """`count` images in a folder, with the settings that fix them; a context in which no other run writes there.
+
+    The folder may hold other files, which are neither counted nor touched. Files of earlier runs are known by the
+    folder's record, see `store.Ledger`; in folders of versions that kept none, by their names.
 
     Args:
-        folder: created if it does not exist.
+        folder: folder of the results, made if it does not exist.
         settings: what fixes the images; whatever JSON takes.
         count: number of images.
-        overwrite: whether images of other settings in the folder may be replaced.
+        overwrite: whether images that a run of other settings wrote there may be removed.
+        inputs: files and folders that the run reads, none of which may be removed or replaced.
+        grid: whether `write_grid` will be called.
 
     Raises:
-        ValueError: if the folder holds images of other settings.
+        ValueError: on entering, if another run is at work in the folder; if it holds images of other settings which
+            may not be replaced; if a name that the run would write is taken by something else, or by an input.
+        OSError: on entering, if the folder cannot be written to.
     """
 
-    def __init__(self, folder: str | Path, settings: dict, count: int, overwrite: bool = False):
-        self.folder, self.count = Path(folder), count
-        path = self.folder / SETTINGS_NAME
-        wanted = json.loads(json.dumps(settings))
-        pictures = sorted(self.folder.glob("*.png")) if self.folder.is_dir() else []
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-        if pictures and found != wanted:
-            if not overwrite:
-                known = found if isinstance(found, dict) else {}
-                differing = [key for key in wanted if known.get(key) != wanted[key]]
-                raise ValueError(
-                    f"{self.folder} holds {len(pictures)} pictures of other settings ({', '.join(differing)} differ). "
-                    "Choose another folder, or pass --overwrite to replace them."
-                )
-            for picture in pictures:
-                picture.unlink()
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(wanted, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    def __init__(
+        self,
+        folder: str | Path,
+        settings: dict,
+        count: int,
+        overwrite: bool = False,
+        inputs: Iterable[str | Path] = (),
+        grid: bool = True,
+    ):
+        self.folder, self.count, self.overwrite = Path(folder), count, overwrite
+        self.settings, self.inputs = as_json(settings), [Path(path) for path in inputs]
+        self._targets = [self.path(index).name for index in range(count)] + [GRID_NAME] * grid
+
+    def __enter__(self) -> "ImageFolder":
+        with ExitStack() as stack:
+            stack.enter_context(locked_folder(self.folder))
+            self._claim()
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+    def _claim(self) -> None:
+        """Make the folder this run's own, or raise before anything in it is changed."""
+        found = read_settings(self.folder / SETTINGS_NAME, "pictures", _MARKS)
+        self._ledger = ledger = Ledger(self.folder)
+        recorded = ledger.exists() or found is None
+        listed = ledger.names() if recorded else filter(_RESULT.fullmatch, sorted(os.listdir(self.folder)))
+        whole, damaged = self._sort(listed, recorded)
+        if not all(map(_RESULT.fullmatch, whole)):
+            raise ValueError(f"{self.folder} was written by another command. Choose another --output.")
+        self._replaceable = {*whole, *damaged}
+        self._check_targets()
+        goes_on = found == self.settings
+        self._check_inputs([*damaged, *({GRID_NAME} & {*whole})] if goes_on else [*whole, *damaged], goes_on)
+        claim(
+            self.folder,
+            self.settings,
+            what="pictures",
+            marks=_MARKS,
+            results=lambda: [self.folder / name for name in sorted(self._replaceable)],
+            stems=r"\d{5,}|grid|\.files",
+            reset=lambda: None if goes_on and ledger.exists() else ledger.begin(whole if goes_on else ()),
+            overwrite=self.overwrite,
+        )
+        self._drawn = set(whole) if goes_on else set()
+
+    def _sort(self, names: Iterable[str], recorded: bool) -> tuple[list[str], list[str]]:
+        """Names of results that are as they were written, and of those that are cut off or empty."""
+        whole, damaged = [], []
+        for name in names:
+            path = self.folder / name
+            if self._ledger.owns(name) or (not recorded and is_plain_file(path) and _is_whole_png(path)):
+                whole.append(name)
+            elif is_plain_file(path) and _is_damaged_png(path):
+                damaged.append(name)
+        return whole, damaged
+
+    def _check_targets(self) -> None:
+        taken = [name for name in self._targets if not self._may_write(name)]
+        if taken:
+            raise ValueError(
+                f"{self.folder} holds {shorten(taken)}, which this run would write and which no earlier run has "
+                "written as it is. Move what is there, or choose another --output."
+            )
+
+    def _may_write(self, name: str) -> bool:
+        return name in self._replaceable or not os.path.lexists(self.folder / name)
+
+    def _check_inputs(self, doomed: Sequence[str], goes_on: bool) -> None:
+        """Refuse to lose an input among the files that are to be removed or replaced."""
+        for given in self.inputs:
+            if not given.exists():
+                continue  # a name on the Hub
+            for path in (self.folder / name for name in doomed):
+                within = given.is_dir() and not goes_on and given.resolve() in path.resolve().parents
+                if within or given.samefile(path):
+                    raise ValueError(
+                        f"{path} is {'part of ' * within}an input, {given}, and would be removed or replaced. Choose "
+                        "another --output."
+                    )
 
     def path(self, index: int) -> Path:
         """File of image `index`."""
@@ -120,7 +210,7 @@ class ImageFolder:
         """
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        missing = [index for index in range(self.count) if not self.path(index).is_file()]
+        missing = [index for index in range(self.count) if self.path(index).name not in self._drawn]
         batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
         with Progress(*columns, disable=not show_progress) as progress:
@@ -132,34 +222,88 @@ class ImageFolder:
 
             for done, indices in enumerate(batches, start=1):
                 for index, image in zip(indices, draw(indices, on_step_end), strict=True):
-                    save_png(image, self.path(index))
+                    self._save(image, self.path(index).name)
                 progress.update(task, completed=done * steps)
 
-    def images(self) -> list[Image.Image]:
-        """All images, when they are drawn."""
-        return [Image.open(self.path(index)) for index in range(self.count)]
+    def image(self, index: int) -> Image.Image:
+        """Image `index`, when it is drawn."""
+        with Image.open(self.path(index)) as image:
+            image.load()
+            return image
 
-    def write_grid(self, rows: list[list[Image.Image]], min_width: int = 1024) -> Path:
-        """Write rows of pictures of one size as one picture; returns its path.
+    def write_grid(self, rows: Sequence[Sequence[Image.Image | int]], min_width: int = 1024) -> "Grid":
+        """Write rows of pictures of one size as one picture.
 
         Args:
-            rows: of pictures, not all of one length.
-            min_width: to about which smaller ones are enlarged, by a whole number.
+            rows: rows of pictures, not all of one length; a number stands for the image of this index.
+            min_width: width to about which a smaller grid is enlarged, by a whole number, unless its height would
+                exceed four times that.
+
+        Returns:
+            The file, with the number of rows in it: as many as a picture of some 30 million pixels holds. Where not
+            even one does, all pictures are made smaller by a whole number.
         """
-        (width, height), columns = rows[0][0].size, max(map(len, rows))
-        mode = "L" if all(image.mode == "L" for row in rows for image in row) else "RGB"
-        grid = Image.new(mode, (columns * width, len(rows) * height))
-        for i, row in enumerate(rows):
+
+        def get(entry: Image.Image | int, factor: int = 1) -> Image.Image:
+            image = self.image(entry) if isinstance(entry, int) else entry
+            return image if factor <= 1 else image.convert("L" if image.mode == "L" else "RGB").reduce(factor)
+
+        first, columns = get(rows[0][0]), max(map(len, rows))
+        smaller = math.ceil(math.sqrt(columns * first.width * first.height / _GRID_PIXELS))
+        width, height = get(rows[0][0], smaller).size
+        fitting = max(1, _GRID_PIXELS // (columns * width * height))
+        shown = [[get(entry, smaller) for entry in row] for row in rows[:fitting]]
+        mode = "L" if all(image.mode == "L" for row in shown for image in row) else "RGB"
+        grid = Image.new(mode, (columns * width, len(shown) * height))
+        for i, row in enumerate(shown):
             for j, image in enumerate(row):
                 grid.paste(image.convert(mode), (j * width, i * height))
-        factor = max(1, min_width // grid.width)
+        factor = max(1, min(min_width // grid.width, 4 * min_width // grid.height))
         grid = grid.resize((factor * grid.width, factor * grid.height), Image.Resampling.NEAREST)
-        save_png(grid, self.folder / GRID_NAME)
-        return self.folder / GRID_NAME
+        self._save(grid, GRID_NAME)
+        return Grid(self.folder / GRID_NAME, len(shown), len(rows))
+
+    def _save(self, image: Image.Image, name: str) -> None:
+        if not self._may_write(name):
+            raise ValueError(f"{self.folder / name} has appeared during this run and is not replaced. Move it.")
+        path = self.folder / name
+        with replacement(path, before=lambda partial: self._ledger.add(name, file_digest(partial))) as partial:
+            image.save(partial, format="PNG")
+        self._replaceable.add(name)
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write a file that is complete or absent."""
-    partial = path.with_suffix(".part")
-    image.save(partial, format="PNG")
-    partial.replace(path)
+@dataclass(frozen=True)
+class Grid:
+    """A picture of rows of pictures.
+
+    Args:
+        path: its file.
+        num_shown: number of rows in it.
+        num_rows: number of rows that there are.
+    """
+
+    path: Path
+    num_shown: int
+    num_rows: int
+
+    def __str__(self) -> str:
+        cut = f" (the first {self.num_shown} of {self.num_rows} rows)" if self.num_shown < self.num_rows else ""
+        return f"{self.path}{cut}"
+
+
+def _is_whole_png(path: Path) -> bool:
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            image.verify()  # reads all chunks but the last, and their checksums, and decodes nothing
+    except Image.DecompressionBombError:
+        return True
+    except Exception:  # whatever Pillow raises, of six classes, for what it cannot read
+        return False
+    return _END_OF_PNG in path.read_bytes()
+
+
+def _is_damaged_png(path: Path) -> bool:
+    """Look whether a file is a PNG that is cut off or changed, or empty; another format is whole in its own way."""
+    with path.open("rb") as file:
+        start = file.read(8)
+    return b"\x89PNG\r\n\x1a\n".startswith(start) and not _is_whole_png(path)

@@ -25,10 +25,11 @@ def require(module: str, extra: str, purpose: str) -> ModuleType:
     Raises:
         MissingExtraError: if it cannot be imported; with the reason, where it is installed and broken.
     """
+    package = module.split(".")[0]
     try:
+        importlib.import_module(package)
         return importlib.import_module(module)
     except ImportError as error:
-        package = module.split(".")[0]
         missing = isinstance(error, ModuleNotFoundError) and (error.name or "").split(".")[0] == package
         reason = "is not installed" if missing else f"cannot be imported ({error})"
         raise MissingExtraError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from .image_folder import ImageFolder, load, pipeline_settings
+from .image_folder import Grid, ImageFolder, load, pipeline_settings
 from .pipelines import ScoreSdePipeline
 from .seeding import image_generators
 
@@ -22,18 +22,16 @@ def load_pipeline(
 
 
 class SampleSet:
-    """`num_images` images in a folder, with the settings that fix them.
+    """`num_images` images in a folder, with the settings that fix them; a context, see `ImageFolder`.
 
     Args:
         pipeline: what draws.
-        folder: created if it does not exist.
+        folder: folder of the images, made if it does not exist.
         num_images: size of the set.
         steps: predictor steps; the scheduler's `num_train_timesteps` if `None`.
-        seed: of the set.
+        seed: seed of the set.
         overwrite: whether a set with other settings in the folder may be replaced.
-
-    Raises:
-        ValueError: if the folder holds images of other settings.
+        grid: whether `write_grid` will be called.
     """
 
     def __init__(
@@ -45,12 +43,20 @@ class SampleSet:
         steps: int | None = None,
         seed: int = 0,
         overwrite: bool = False,
+        grid: bool = True,
     ):
         self.pipeline = pipeline
         self.steps = pipeline.scheduler.config.num_train_timesteps if steps is None else steps
         self.seed = seed
         settings = {**pipeline_settings(pipeline), "steps": self.steps, "seed": seed}
-        self.images = ImageFolder(folder, settings, num_images, overwrite)
+        self.images = ImageFolder(folder, settings, num_images, overwrite, grid=grid)
+
+    def __enter__(self) -> "SampleSet":
+        self.images.__enter__()
+        return self
+
+    def __exit__(self, *error) -> None:
+        self.images.__exit__(*error)
 
     def draw(self, batch_size: int, show_progress: bool = True) -> None:
         """Draw the images that are missing.
@@ -71,9 +77,9 @@ class SampleSet:
 
         self.images.draw(draw, batch_size, self.steps, show_progress)
 
-    def write_grid(self) -> Path:
-        """Write all images as one square picture, enlarged by a whole number if they are small; returns its path."""
-        images = self.images.images()
-        columns = math.ceil(math.sqrt(len(images)))
-        rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    def write_grid(self) -> Grid:
+        """Write the images as one square picture, enlarged by a whole number if they are small."""
+        count = self.images.count
+        columns = math.ceil(math.sqrt(count))
+        rows = [range(start, min(start + columns, count)) for start in range(0, count, columns)]
         return self.images.write_grid(rows, min_width=512)

@@ -27,8 +27,19 @@ def report_errors(function):
             return function(*args, **kwargs)
         except (ValueError, OSError) as error:
             raise click.ClickException(str(error)) from error
+        except (MemoryError, RuntimeError) as error:
+            if not _is_out_of_memory(error):
+                raise
+            reason = str(error).strip().split("\n")[0][:300]
+            raise click.ClickException(f"out of memory: {reason} Take fewer or smaller images at once.") from error
 
     return wrapper
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether host or device had too little memory; PyTorch has a class of its own for devices alone."""
+    names = {cls.__name__ for cls in type(error).__mro__}
+    return bool(names & {"MemoryError", "OutOfMemoryError"}) or "not enough memory" in str(error)
 
 
 class Integers(click.ParamType):

@@ -52,8 +52,9 @@ def sample(
         snr=snr,
         probability_flow=probability_flow,
     )
-    samples = SampleSet(pipeline, output, num_images=num_images, steps=steps, seed=seed, overwrite=overwrite)
-    samples.draw(batch_size)
-    click.echo(f"{num_images} images in {output}")
-    if grid:
-        click.echo(f"grid: {samples.write_grid()}")
+    options = {"num_images": num_images, "steps": steps, "seed": seed, "overwrite": overwrite, "grid": grid}
+    with SampleSet(pipeline, output, **options) as samples:
+        samples.draw(batch_size)
+        click.echo(f"{num_images} images in {output}")
+        if grid:
+            click.echo(f"grid: {samples.write_grid()}")

@@ -243,7 +243,7 @@ def test_images_of_a_data_set(models, files, tmp_path):
 def test_files_that_do_not_fit(models, files, tmp_path):
     common = ("inpaint", "--hide", "lower", "--model", models / "grey", "--output", tmp_path / "no")
     (tmp_path / "text.png").write_text("not an image")
-    assert "cannot identify image file" in run(*common, tmp_path / "text.png", expect=1)
+    assert "text.png is not a picture that can be read" in run(*common, tmp_path / "text.png", expect=1)
     assert "mode 'RGB', the network takes images of 1 channels" in run(*common, files["colour"], expect=1)
     assert "the images have sizes [(7, 9), (8, 8)]" in run(*common, files["odd"], files["grey"], expect=1)
     assert "give either image files, or --data" in run(*common, expect=2)

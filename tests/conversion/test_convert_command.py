@@ -14,12 +14,14 @@ import yaml
 from click.testing import CliRunner
 from diffusers import DiffusionPipeline
 from PIL import Image
+from safetensors import SafetensorError
 
 import diffusers_sde
 from diffusers_sde import NoiseConditionalClassifier, ScoreSdePipeline
 from diffusers_sde.configs import official_config_names
 from diffusers_sde.conversion import convert, convert_classifier
 from diffusers_sde.conversion.output import whole_folder
+from diffusers_sde.store import locked_file
 from diffusers_sde_cli.main import main
 from tests.checkpoints import arrays, description, relative_error
 
@@ -169,17 +171,15 @@ def test_output_that_is_not_empty(arguments, tmp_path):
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert "--overwrite" in run(*arguments(), "--output", out, "--no-ema", expect=1)
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
-    (out / "left.txt").write_text("of the old one")
     run(*arguments(), "--output", out, "--no-ema", "--overwrite")
     assert_converted(out, key="output")
-    assert not (out / "left.txt").exists()
 
 
 def test_overwrite_spares_what_is_no_model(arguments, checkpoint, tmp_path):
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter.txt").write_text("dear")
     text = run(*arguments(), "--output", tmp_path / "home", "--overwrite", expect=1)
-    assert "holds no model" in text and (tmp_path / "home" / "letter.txt").exists()
+    assert "has no record of a conversion" in text and (tmp_path / "home" / "letter.txt").exists()
     assert "is a file" in run(*arguments(), "--output", tmp_path / "home" / "letter.txt", "--overwrite", expect=1)
     run(*arguments(), "--output", tmp_path / "out")
     path = tmp_path / "out" / "checkpoint.pth"
@@ -187,6 +187,84 @@ def test_overwrite_spares_what_is_no_model(arguments, checkpoint, tmp_path):
     options = arguments()[1:]
     assert "--overwrite would remove" in run(path, *options, "--output", tmp_path / "out", "--overwrite", expect=1)
     assert path.exists()
+
+
+FOREIGN = ("left.txt", "unet/mine.txt", "history.jsonl", "checkpoint-2/unet/config.json", "notes/")
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_overwrite_spares_what_the_conversion_did_not_write(arguments, tmp_path, name):
+    """Checkpoints of a run that was trained there, for instance; an edited card is no longer the conversion's."""
+    out = tmp_path / "out"
+    run(*arguments(), "--output", out)
+    path = out / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.mkdir() if name.endswith("/") else path.write_text("{}")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    text = " ".join(run(*arguments(), "--output", out, "--overwrite", expect=1).split())
+    assert name.split("/")[0] in text and "not as a conversion wrote it" in text
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before and path.exists()
+
+
+def test_overwrite_spares_what_the_user_has_changed(arguments, tmp_path):
+    out = tmp_path / "out"
+    run(*arguments(), "--output", out)
+    (out / "README.md").write_text("my own words")
+    (out / "unet" / "config.json").rename(tmp_path / "config.json")
+    (out / "unet" / "config.json").symlink_to(tmp_path / "config.json")
+    text = run(*arguments(), "--output", out, "--overwrite", expect=1)
+    assert "README.md, unet/config.json" in " ".join(text.split())
+    assert (out / "README.md").read_text() == "my own words"
+
+
+def test_overwrite_spares_a_model_of_another_origin(arguments, tmp_path):
+    """`save_pretrained`, a training run or a download has the same index; nothing says that it can be made again."""
+    out = tmp_path / "out"
+    run(*arguments(), "--output", tmp_path / "first")
+    DiffusionPipeline.from_pretrained(tmp_path / "first").save_pretrained(out)
+    text = run(*arguments(), "--output", out, "--overwrite", expect=1)
+    assert "no record of a conversion" in " ".join(text.split()) and "model_index.json" in text
+    assert_converted(out)
+
+
+def test_a_file_that_appears_during_the_conversion_is_not_lost(arguments, tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    run(*arguments(), "--output", out)
+    save = ScoreSdePipeline.save_pretrained
+
+    def slow(*args, **kwargs):
+        (out / "late.txt").write_text("mine")
+        return save(*args, **kwargs)
+
+    monkeypatch.setattr(ScoreSdePipeline, "save_pretrained", slow)
+    assert "late.txt" in run(*arguments(), "--output", out, "--overwrite", expect=1)
+    assert (out / "late.txt").read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
+
+
+def test_two_conversions_into_one_folder_are_refused(arguments, tmp_path):
+    with locked_file(tmp_path / "out"):
+        assert "another run is writing to" in " ".join(
+            run(*arguments(), "--output", tmp_path / "out", expect=1).split()
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_one_error_and_the_old_model_stays(arguments, tmp_path, monkeypatch):
+    """safetensors has an error class of its own, which was a traceback."""
+    out = tmp_path / "out"
+    run(*arguments(), "--output", out)
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+    def full(tensors, path, **options):
+        Path(path).write_bytes(bytes(100))
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", full)
+    text = " ".join(run(*arguments(), "--output", out, "--no-ema", "--overwrite", expect=1).split())
+    assert f"{out} cannot be written" in text and "No space left on device" in text
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["out"]
 
 
 def test_an_empty_folder_will_do(arguments, tmp_path):

@@ -98,7 +98,7 @@ def test_inception_without_a_network_or_without_torch_fidelity(monkeypatch):
     with pytest.raises(OSError, match=r"cannot be downloaded \(.*offline.*\). Fetch http.* and give inception:PATH"):
         load_extractor("inception", "cpu")
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ValueError, match=r"needs torch-fidelity, and a torchvision that fits torch"):
+    with pytest.raises(ValueError, match=r"needs torch_fidelity, which is not installed; pip install .*\[eval\]"):
         load_extractor("inception", "cpu")
 
 

@@ -154,5 +154,8 @@ def test_pictures_of_a_folder(tmp_path):
     Image.new("RGB", (3, 2)).save(tmp_path / "d.png")
     with pytest.raises(ValueError, match="all must be alike, grey"):
         FolderImages(tmp_path)[2]
+    (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="has no pictures"):
-        FolderImages(tmp_path / "none")
+        FolderImages(tmp_path / "empty")
+    with pytest.raises(OSError, match="nowhere"):
+        FolderImages(tmp_path / "nowhere")

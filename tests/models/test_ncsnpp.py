@@ -444,7 +444,7 @@ def test_inputs_that_do_not_fit_are_refused(shape, timestep, message):
         ({"progressive_combine": "cat", "progressive_input": "none"}, r"only with `progressive_input=\"input_sk"),
         ({"block_out_channels": ()}, r"`block_out_channels` is \(\)"),
         ({"block_out_channels": (8, 10)}, r"`block_out_channels` is \(8, 10\); .* multiple of 4"),
-        ({"layers_per_block": 0}, r"`layers_per_block` is 0; it must be at least 1"),
+        ({"layers_per_block": 0}, r"`layers_per_block` is 0; allowed is an integer from 1"),
         ({"act_fn": "sine"}, r"sine"),
     ],
 )

@@ -292,8 +292,8 @@ def test_callback_sees_every_step():
     seen = []
 
     def callback(pipeline, step, timestep, kwargs):
-        assert pipeline is pipe
-        assert pipeline.num_timesteps == 6
+        assert type(pipeline) is ScoreSdePipeline and pipeline.unet is pipe.unet
+        assert pipeline.num_timesteps == len(pipeline.scheduler.timesteps) == 6
         seen.append((step, float(timestep), kwargs["latents"].clone()))
 
     x = sample(pipe, num_inference_steps=6, callback_on_step_end=callback)

@@ -242,6 +242,9 @@ def test_adams_sees_that_no_time_has_the_noise_of_its_nodes():
             return torch.sin(math.pi / 2 * t)
 
     sde = Cosine()
+    with pytest.raises(ValueError, match="keep alpha above"):
+        probability_flow(sde, lambda x, t: DATA.score(sde, x, t), torch.zeros(3, 4), T_MIN, 1.0)
+    sde._checked = True  # the solver's own word, were the SDE let through
     x = DATA.sample((3, 4), seeded(), dtype=torch.float64)
     result = probability_flow(sde, lambda x, t: DATA.score(sde, x, t), x, T_MIN, 1.0, solver="adams")
     assert not result.success.any()

@@ -62,7 +62,11 @@ def test_a_repository_that_is_not_there_is_refused():
 
 @pytest.mark.parametrize(
     ("pipeline", "network"),
-    [("StableDiffusionPipeline", "UNet2DConditionModel"), ("DDPMPipeline", "UNet2DConditionModel"), (None, None)],
+    [
+        ("StableDiffusionPipeline", "UNet2DConditionModel"),
+        ("DDPMPipeline", "UNet2DConditionModel"),
+        ("ScoreSdePipeline", None),
+    ],
 )
 def test_another_pipeline_is_refused_by_its_index_alone(tmp_path, pipeline, network):
     index = {"_class_name": pipeline, "_diffusers_version": "0.42.1", "unet": ["diffusers", network]}

@@ -52,7 +52,6 @@ def test_size_that_is_not_square():
     ("mode", "color", "channels", "values"),
     [
         ("L", 9, 3, [9, 9, 9]),
-        ("1", 1, 1, [255]),
         ("RGB", (1, 2, 3), 3, [1, 2, 3]),
         ("RGB", (1, 2, 3), 4, [1, 2, 3, 255]),
         ("RGBA", (1, 2, 3, 4), 4, [1, 2, 3, 4]),
@@ -63,10 +62,11 @@ def test_conversions_that_lose_nothing(mode, color, channels, values):
     assert decode(Image.new(mode, (8, 8), color), channels=channels)[:, 0, 0].tolist() == values
 
 
-def test_palette_images_count_as_rgb():
-    image = Image.new("RGB", (8, 8), (10, 20, 30)).convert("P", palette=Image.Palette.ADAPTIVE)
-    assert image.mode == "P"
-    assert decode(image, channels=3)[:, 0, 0].tolist() == [10, 20, 30]
+def test_an_alpha_channel_that_is_dropped_lets_black_through():
+    """Before, the colours that were hidden appeared."""
+    assert decode(Image.new("RGBA", (8, 8), (200, 30, 60, 0)), channels=3, convert=True)[:, 0, 0].tolist() == [0, 0, 0]
+    assert decode(Image.new("LA", (8, 8), (200, 51)), channels=1, convert=True)[0, 0, 0] == 40
+    assert decode(Image.new("RGBA", (8, 8), (200, 30, 60, 9)), channels=4)[:, 0, 0].tolist() == [200, 30, 60, 9]
 
 
 def test_conversions_that_lose_something_must_be_asked_for():
@@ -76,9 +76,10 @@ def test_conversions_that_lose_something_must_be_asked_for():
     assert decode(image, channels=1, convert=True)[0, 0, 0] == 100
 
 
-def test_images_of_more_than_8_bits_are_refused():
-    with pytest.raises(ValueError, match="mode 'I;16', which is not 8-bit"):
-        decode(Image.new("I;16", (8, 8)), convert=True)
+@pytest.mark.parametrize("mode", ["I;16", "P", "CMYK", "F"])
+def test_modes_that_the_reader_of_pictures_never_returns_are_refused(mode):
+    with pytest.raises(ValueError, match=f"mode '{mode}'; allowed are L, LA, RGB, RGBA"):
+        decode(Image.new(mode, (8, 8)), convert=True)
 
 
 def test_impossible_channels_are_refused():

@@ -24,11 +24,11 @@ def handle(names, number, guidance_scale, seed, *sampler):
     if not names:
         raise ValueError("no class is chosen: tick at least one.")
     number = whole("the number of images per class", number, 1, 4)
-    labels = [LABELS.index(choice("a class", name, LABELS)) for name in names for _ in range(number)]
-    if len(labels) > MOST:
+    if len(names) * number > MOST:
         raise ValueError(
-            f"{len(labels)} images are asked for; at most {MOST}: choose fewer classes, or fewer of each."
+            f"{len(names) * number} images are asked for; at most {MOST}: choose fewer classes, or fewer of each."
         )
+    labels = [LABELS.index(choice("a class", name, LABELS)) for name in names for _ in range(number)]
     settings = {
         "labels": labels,
         "guidance_scale": real("the guidance scale", guidance_scale, 0, 10),

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from ..data import read_picture
 from ..training.images import ImageFormat
 
 
@@ -51,8 +52,7 @@ def read_inputs(pipeline, options: dict) -> tuple[torch.Tensor, list[dict]]:
 
 def read_file(path: Path, channels: int, size: tuple[int, int] | None, pad: bool, resize: bool) -> torch.Tensor:
     """One image file as uint8 of shape (channels, H, W), of its own size or brought to `size` by `pad` or `resize`."""
-    with Image.open(path) as opened:
-        image = opened.convert("RGB") if opened.mode == "P" else opened.copy()
+    image = read_picture(path)
     if channels == 1 and image.mode == "RGB" and np.ptp(np.asarray(image), axis=-1).max() == 0:
         image = image.convert("L")  # a grey image that was saved in colour
     fits = size is not None and image.height <= size[0] and image.width <= size[1]
@@ -62,8 +62,8 @@ def read_file(path: Path, channels: int, size: tuple[int, int] | None, pad: bool
         return torch.from_numpy(form.crop(form.prepare(image)))
     except ValueError as error:
         raise ValueError(
-            f"{path} has mode {image.mode!r}, the network takes images of {channels} channels. Convert it, or pass "
-            "--resize, which converts, too."
+            f"{path} has mode {image.mode!r}, the network takes images of {channels} channels. Convert it"
+            + (f": {error}" if resize else ", or pass --resize, which converts, too.")
         ) from error
 
 

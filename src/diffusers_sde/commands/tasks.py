@@ -13,6 +13,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from ..data import flatten, read_picture
 from ..image_folder import ImageFolder, load, pipeline_settings
 from ..pipelines.pipeline_score_sde_colorization import ScoreSdeColorizationPipeline
 from ..pipelines.pipeline_score_sde_edit import ScoreSdeEditPipeline
@@ -21,6 +22,7 @@ from ..pipelines.pipeline_score_sde_inverse_problem import ScoreSdeInverseProble
 from ..pipelines.pipeline_score_sde_ode import ScoreSdeOdePipeline
 from ..sde.operators import BlockAverage, Blur, LinearOperator, Mask, RandomProjection, pseudo_inverse
 from ..seeding import derive_seed, image_generators
+from ..store import fingerprint
 from .given_images import digest, hidden_part, pictures, read_inputs
 
 
@@ -30,7 +32,7 @@ def run_inpaint(mask: Path | None, hide: str | None, guidance: dict, options: di
         raise click.UsageError("give either --mask FILE, white where to repaint, or --hide and what.")
     pipeline = _load(ScoreSdeInpaintPipeline, options)
     inputs, names = read_inputs(pipeline, options)
-    mask_image = Image.open(mask) if mask else hidden_part(hide, inputs.shape[2:])
+    mask_image = flatten(read_picture(mask)) if mask else hidden_part(hide, inputs.shape[2:])
     repaint = read_mask(mask_image, inputs)
     shown = [pictures(inputs), pictures(torch.where(repaint, 127, inputs))]
 
@@ -38,7 +40,7 @@ def run_inpaint(mask: Path | None, hide: str | None, guidance: dict, options: di
         return pipeline(inputs[rows], mask_image, **guidance, **call).images
 
     settings = {"inputs": names, "mask": digest(repaint), **guidance}
-    write_results(pipeline, draw, shown, settings, options)
+    write_results(pipeline, draw, shown, settings, {**options, "mask": mask})
 
 
 def run_colorize(guidance: dict, options: dict) -> None:
@@ -61,7 +63,6 @@ def run_class_conditional(
     labels: list[int], classifier: Path | None, guidance_scale: float, num_images: int, options: dict
 ) -> None:
     """Draw images of classes."""
-    from ..evaluation.provenance import fingerprint
     from ..models import NoiseConditionalClassifier
     from ..pipelines.pipeline_score_sde_class_conditional import ScoreSdeClassConditionalPipeline
 
@@ -150,9 +151,9 @@ def run_interpolate(number: int, options: dict) -> None:
         return [images[row] for row in rows]
 
     run = {**options, "num_samples": 1, "batch_size": number, "steps": 1, "seed": 0}
-    folder = write_results(pipeline, draw, [], {"inputs": names}, run, num_rows=number)
     start, end = pictures(inputs)
-    folder.write_grid([[start, *folder.images(), end]])
+    grid = [[start, *range(number), end]]
+    write_results(pipeline, draw, [], {"inputs": names}, run, num_rows=number, grid=grid)
 
 
 def write_results(
@@ -162,7 +163,8 @@ def write_results(
     settings: dict,
     options: dict,
     num_rows: int | None = None,
-) -> ImageFolder:
+    grid: list[list[Image.Image | int]] | None = None,
+) -> None:
     """Draw the results that are missing, and the grid.
 
     Args:
@@ -171,25 +173,28 @@ def write_results(
             inputs of these numbers.
         shown: columns of pictures before the results, one picture per input each.
         settings: of the task, besides the pipeline's, to be stored.
-        options: of the command: steps, num_samples, seed, batch_size, output, overwrite.
+        options: of the command: steps, num_samples, seed, batch_size, output, overwrite; and images, data and mask,
+            which are files or folders that must not be lost.
         num_rows: number of inputs; by default that of the pictures.
+        grid: rows of the grid, see `ImageFolder.write_grid`; by default one for each input.
     """
     pipeline.set_progress_bar_config(disable=True)
     steps, seed, samples = options["steps"], options["seed"], options["num_samples"]
     steps = pipeline.scheduler.config.num_train_timesteps if steps is None else steps
     num_rows = len(shown[0]) if num_rows is None else num_rows
     fixed = {**pipeline_settings(pipeline), **settings, "steps": steps, "seed": seed, "num_samples": samples}
-    folder = ImageFolder(options["output"], fixed, num_rows * samples, options["overwrite"])
+    inputs = [*options.get("images", ()), *(options[name] for name in ("data", "mask") if options.get(name))]
 
     def draw_indices(indices: list[int], on_step_end: Callable) -> list[Image.Image]:
         call = {"num_inference_steps": steps, "callback_on_step_end": on_step_end}
         return draw([i // samples for i in indices], generator=image_generators(seed, indices), **call)
 
-    folder.draw(draw_indices, options["batch_size"], steps)
-    results = folder.images()
-    rows = [[column[i] for column in shown] + results[i * samples : (i + 1) * samples] for i in range(num_rows)]
-    click.echo(f"{folder.count} images in {folder.folder}, with what was given: {folder.write_grid(rows)}")
-    return folder
+    with ImageFolder(options["output"], fixed, num_rows * samples, options["overwrite"], inputs) as folder:
+        folder.draw(draw_indices, options["batch_size"], steps)
+        if grid is None:
+            results = [range(i * samples, (i + 1) * samples) for i in range(num_rows)]
+            grid = [[*(column[i] for column in shown), *results[i]] for i in range(num_rows)]
+        click.echo(f"{folder.count} images in {folder.folder}, with what was given: {folder.write_grid(grid)}")
 
 
 def make_operator(kind: str, value: float, shape: tuple[int, int, int], seed: int) -> LinearOperator:

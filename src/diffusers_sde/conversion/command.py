@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ..configs import official_config, official_config_names
+from ..store import locked_file
 from .classifier import convert_classifier
 from .convert import Conversion, convert, read_config
 from .model_card import LAYOUTS, checkpoint_number, network_title, sde_title
@@ -47,9 +48,10 @@ def run_convert(
         OSError: if a file cannot be read or written, or the Hub refuses.
     """
     _check_name(push)
-    check_output(output, overwrite, keep=(checkpoint,))
     read_config(config)
-    with _progress() as stage:
+    given = [Path(config)] if Path(config).is_file() else []
+    with locked_file(output), _progress() as stage:
+        check_output(output, overwrite, keep=(checkpoint, *given))
         stage(f"reading {checkpoint.name}")
         conversion = convert(checkpoint, config, use_ema)
         repository = make_repository(conversion, layout)
@@ -68,8 +70,8 @@ def run_convert(
 def run_classifier(checkpoint: Path, output: Path, *, push: str | None = None, overwrite: bool = False) -> None:
     """Convert the official noise-conditional classifier; arguments and errors as those of `run_convert`."""
     _check_name(push)
-    check_output(output, overwrite, keep=(checkpoint,))
-    with _progress() as stage:
+    with locked_file(output), _progress() as stage:
+        check_output(output, overwrite, keep=(checkpoint,))
         stage(f"reading {checkpoint.name}")
         classifier = convert_classifier(checkpoint)
         stage("writing")

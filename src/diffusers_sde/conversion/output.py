@@ -1,23 +1,26 @@
-"""Folders that appear whole or not at all."""
+"""Folders of converted checkpoints: what may be replaced, and writing that is whole or not at all."""
 
-import shutil
-from collections.abc import Iterator
+import os
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ..store import Ledger, foreign_entries, record_folder, replacement_folder, restore_folder, shorten
 
-def check_output(folder: str | Path, overwrite: bool = False, keep: tuple[Path, ...] = ()) -> None:
+
+def check_output(folder: str | Path, overwrite: bool = False, keep: Iterable[Path] = ()) -> None:
     """Check that a repository can be written to `folder`, before work is put into it.
 
     Args:
         folder: where it shall be.
-        overwrite: whether another repository there may be replaced.
+        overwrite: whether a repository there may be replaced that a conversion wrote.
         keep: files that must not be lost by that.
 
     Raises:
-        ValueError: if `folder` is a file, holds something, or something else than a repository to be replaced.
+        ValueError: if `folder` is a file, holds something, or something else than what a conversion wrote.
     """
     folder = Path(folder)
+    restore_folder(folder.resolve())
     if not folder.exists():
         return
     if not folder.is_dir():
@@ -26,35 +29,44 @@ def check_output(folder: str | Path, overwrite: bool = False, keep: tuple[Path, 
         return
     if not overwrite:
         raise ValueError(f"{folder} is not empty. Choose another one, or pass --overwrite to replace what is there.")
-    if not any((folder / name).is_file() for name in ("model_index.json", "config.json")):
-        raise ValueError(f"{folder} holds no model, so --overwrite does not remove it; choose another folder.")
     for path in keep:
         if folder.resolve() in path.resolve().parents:
             raise ValueError(f"{path} is within {folder}, which --overwrite would remove; choose another folder.")
+    check_own(folder)
+
+
+def check_own(folder: Path) -> None:
+    """Check that a folder, if it exists, is empty or as a conversion left it.
+
+    Raises:
+        ValueError: naming what is not.
+    """
+    if not folder.is_dir() or not any(folder.iterdir()):
+        return
+    if not Ledger(folder).exists():
+        there = shorten(sorted(os.listdir(folder)))
+        raise ValueError(
+            f"{folder} has no record of a conversion, so --overwrite does not remove what it holds ({there}). Choose "
+            "another folder, or remove it yourself."
+        )
+    foreign = foreign_entries(folder)
+    if foreign:
+        raise ValueError(
+            f"{folder} holds what is not as a conversion wrote it ({shorten(foreign)}), so --overwrite does not "
+            "remove it. Move this away, or choose another folder."
+        )
 
 
 @contextmanager
 def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A folder beside `folder` to write into, which becomes `folder` when the block ends without an error.
+    """A folder to write into, which takes the place of `folder` when the block ends without an error.
 
-    What a killed run left beside it is removed by the next one. `check_output` comes first: what `folder` holds is
-    replaced.
+    Raises:
+        ValueError: if `folder` holds by then what no conversion wrote.
+        OSError: if it cannot be written.
     """
     folder = Path(folder).resolve()
-    partial, old = folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():
-        old.rename(folder)  # killed between the two renames below
-    for left in (partial, old):
-        if left.exists():
-            shutil.rmtree(left)
-    partial.mkdir(parents=True)
-    try:
+    with replacement_folder(folder) as partial:
         yield partial
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-    finally:
-        if old.exists() and not folder.exists():
-            old.rename(folder)
-        for left in (partial, old):
-            shutil.rmtree(left, ignore_errors=True)
+        record_folder(partial)
+        check_own(folder)

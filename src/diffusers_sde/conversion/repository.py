@@ -9,6 +9,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from ..schedulers import ScoreSdeVeScheduler
+from ..store import LEDGER_NAME
 from .convert import Conversion
 from .model_card import LAYOUTS, SampleGrid, classifier_card, model_card
 from .native import native_pipeline
@@ -37,13 +38,13 @@ class Repository:
         """Write the repository; the folder appears when it is complete.
 
         Args:
-            folder: where; what it holds is replaced, see `check_output`.
+            folder: where. What an earlier conversion wrote there is replaced.
             name: what the code on the card loads; the folder's name if `None`.
             check_steps: if given, images are drawn in so many steps first, and go into the repository.
             on_step: called after each of these steps.
 
         Raises:
-            ValueError: if the images are not finite.
+            ValueError: if the images are not finite, or the folder holds what no conversion wrote.
         """
         grid = picture = None
         if check_steps is not None:
@@ -143,6 +144,7 @@ def push_to_hub(folder: str | Path, name: str, layout: str, token: str | None = 
         folder_path=str(folder),
         commit_message="Upload a checkpoint converted by diffusers_sde",
         delete_patterns=None if layout == "remote_code" else _STUBS,
+        ignore_patterns=[LEDGER_NAME],
         token=token,
     )
     return str(url)

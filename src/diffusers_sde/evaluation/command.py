@@ -11,6 +11,7 @@ import torch
 from ..pipelines import ScoreSdeLikelihoodPipeline
 from ..pipelines.base import place
 from .likelihood import LikelihoodEvaluation
+from .shards import working_in
 from .splits import SplitImages
 
 _OPTIONS = {
@@ -75,9 +76,10 @@ def run_likelihood(
         process_index=index,
         num_processes=count,
     )
-    evaluation.claim(overwrite)
-    with progress_bar("images", len(evaluation.share), show=index == 0) as advance:
-        result = evaluation.run(advance)
+    with working_in(evaluation.folder, index, count):
+        evaluation.claim(overwrite)
+        with progress_bar("images", len(evaluation.share), show=index == 0) as advance:
+            result = evaluation.run(advance)
     click.echo(describe(result, output) if result else f"process {index} of {count} is done; others are not yet.")
     return result
 

@@ -5,6 +5,7 @@ it looks whether all parts are complete, and puts the result together if they ar
 """
 
 import json
+from contextlib import ExitStack
 from pathlib import Path
 
 import click
@@ -13,13 +14,14 @@ from torch.utils.data import Subset
 
 from ..pipelines import ScoreSdeLikelihoodPipeline, ScoreSdeOdePipeline, ScoreSdePipeline
 from ..pipelines.base import place
+from ..store import as_json, check_file, is_json_with, key_of, write_text
 from .command import process
 from .compare import show_result
 from .extractors import load_extractor
 from .likelihood import LikelihoodEvaluation
 from .paper_table import beside_published
 from .parts import Finding, Process, QualityPart, Reference, RowPart
-from .provenance import as_json, averaging, device_name, git_commit, key_of, model_settings, versions, write_text
+from .provenance import averaging, device_name, git_commit, model_settings, versions
 from .quality import NEED_REFERENCE, QUALITY_METRICS, CachedExtractor, FolderImages, check_reference
 from .sample_shards import (
     OdeSampler,
@@ -30,6 +32,7 @@ from .sample_shards import (
     open_shards,
 )
 from .score_loss import ScoreLossEvaluation
+from .shards import working_in
 from .splits import SplitImages
 from .statistics import FeatureStatistics
 
@@ -51,11 +54,13 @@ def run_evaluate(options: dict, row: dict | None = None) -> dict | None:
         ValueError: if options are missing or do not go together.
     """
     check_options(options)
-    run = Evaluation(options)
-    parts = run.parts()
-    for part in parts:
-        part.work()
-    findings = [part.collect() for part in parts]
+    check_file(Path(options["output"]), "a result of this command", is_json_with(metrics=dict, provenance=dict))
+    with ExitStack() as locks:
+        run = Evaluation(options, locks)
+        parts = run.parts()
+        for part in parts:
+            part.work()
+        findings = [part.collect() for part in parts]
     if None in findings:
         click.echo(f"process {run.process.index} of {run.process.count} has done its share; others have not yet.")
         return None
@@ -101,10 +106,11 @@ class Evaluation:
 
     Args:
         options: of the command.
+        locks: what keeps other runs out of the folders of the parts until it is closed.
     """
 
-    def __init__(self, options: dict):
-        self.options = options
+    def __init__(self, options: dict, locks: ExitStack):
+        self.options, self.locks = options, locks
         index, count, local = process()
         self.process = Process(index, count)
         self.output = Path(options["output"])
@@ -172,8 +178,12 @@ class Evaluation:
             num_processes=self.process.count,
             **settings,
         )
+        self._lock(evaluation.folder)
         evaluation.claim(options["overwrite"])
         return RowPart(name, evaluation, data, self.process)
+
+    def _lock(self, folder: Path) -> None:
+        self.locks.enter_context(working_in(folder, self.process.index, self.process.count))
 
     def _quality(self) -> QualityPart:
         options = self.options
@@ -224,6 +234,7 @@ class Evaluation:
             batch_size=options["batch_size"],
             shard_size=options["shard_size"],
         )
+        self._lock(drawn.shards.folder)
         drawn.shards.claim(options["overwrite"], self.process.count)
         return drawn
 

@@ -26,7 +26,7 @@ import torch
 
 from ..models import NoiseConditionalClassifier
 from ..optional import require
-from .provenance import fingerprint as weights_fingerprint
+from ..store import fingerprint as weights_fingerprint
 
 SPECS = (
     "inception, inception:PATH, dinov2:NAME_OR_PATH, clip:NAME_OR_PATH, classifier, classifier:NAME_OR_PATH, "

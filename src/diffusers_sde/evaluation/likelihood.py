@@ -3,7 +3,6 @@
 import csv
 import json
 import math
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import torch
 
 from ..pipelines import ScoreSdeLikelihoodPipeline
 from ..seeding import image_generators
-from .provenance import write_text
+from ..store import check_file, replacement, write_text
 from .rows import RowEvaluation, mean_and_error, plain
 
 METHODS = ("ode", "elbo")
@@ -44,6 +43,12 @@ class LikelihoodEvaluation(RowEvaluation):
     def own_settings(self) -> dict:
         """What else fixes a row of this kind."""
         return {"method": self.method, "options": self.options}
+
+    def _check_results(self, overwrite: bool) -> None:
+        if self.output.suffix == ".csv":
+            raise ValueError(f"--output is {self.output}; the result is JSON, with its rows in a CSV file beside it.")
+        super()._check_results(overwrite)
+        check_file(self.output.with_suffix(".csv"), "the rows of such a result", _is_csv_of_rows)
 
     def _write_result(self, rows: list[dict]) -> dict:
         result = {"num_images": self.num_images, **summary(rows), "settings": self._settings, "rows": rows}
@@ -83,9 +88,13 @@ def summary(rows: list[dict]) -> dict:
 
 
 def _write_csv(path: Path, rows: list[dict]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    with partial.open("w", newline="", encoding="utf-8") as file:
+    with replacement(path) as partial, partial.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, [name for name in _COLUMNS if name in rows[0]])
         writer.writeheader()
         writer.writerows(rows)
-    partial.replace(path)
+
+
+def _is_csv_of_rows(path: Path) -> bool:
+    with path.open("rb") as file:
+        names = file.readline(1000).decode("utf-8", "replace").strip().split(",")
+    return names[0] == "index" and set(names) <= set(_COLUMNS)

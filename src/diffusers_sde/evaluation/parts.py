@@ -99,7 +99,7 @@ class Reference:
 
     def work(self, extractor: CachedExtractor, block_size: int, process: Process) -> None:
         """Extract the features of this process's blocks."""
-        if self.statistics is None and self.path.is_file():
+        if self.statistics is None and FeatureStatistics.wrote(self.path):
             self.statistics = FeatureStatistics.load(self.path)
         if self.statistics is None:
             extract_blocks(self.images, extractor, block_size, process, "reference, images")

@@ -1,40 +1,13 @@
-"""Where a number comes from: model, weights, versions, machine; and folders that belong to one set of settings.
+"""Where a number comes from: model, weights, versions, machine."""
 
-Whatever fixes results is written into their folder as `settings.json`. A run goes on in a folder of its own settings,
-and is refused by any other, so that no result is ever put together from two.
-"""
-
-import hashlib
-import json
-import os
 import re
 import subprocess
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import diffusers
 import torch
 
-SETTINGS_NAME = "settings.json"
-
-
-def digest(tensors: Mapping[str, torch.Tensor]) -> str:
-    """SHA-256 of names, dtypes, shapes and values of tensors."""
-    result = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        result.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        result.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return result.hexdigest()
-
-
-def fingerprint(network: torch.nn.Module) -> str:
-    """SHA-256 of names and values of a network's parameters and buffers."""
-    return digest(network.state_dict())
-
-
-def key_of(settings: dict) -> str:
-    """A short name for settings, the same for equal ones."""
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+from ..store import fingerprint
 
 
 def versions() -> dict:
@@ -84,60 +57,3 @@ def git_commit(folder: str | Path = ".") -> dict | None:
         }
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def claim(
-    folder: Path,
-    settings: dict,
-    *,
-    what: str,
-    patterns: Sequence[str],
-    overwrite: bool = False,
-    num_processes: int = 1,
-) -> None:
-    """Make a folder of results the own one of these settings.
-
-    Args:
-        folder: created if it does not exist.
-        settings: as JSON has them.
-        what: the results are, for the message.
-        patterns: of the files that hold them.
-        overwrite: whether results of other settings may be removed.
-        num_processes: that share the folder.
-
-    Raises:
-        ValueError: if it holds results of other settings, unless they may be overwritten; if several processes are to
-            overwrite.
-    """
-    path = folder / SETTINGS_NAME
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else settings
-    if found != settings:
-        differing = [key for key in sorted({*settings, *found}) if found.get(key) != settings.get(key)]
-        if not overwrite:
-            raise ValueError(
-                f"{folder} holds {what} of other settings ({', '.join(differing)} differ). Choose another "
-                "--output, or pass --overwrite to replace them."
-            )
-        if num_processes > 1:
-            raise ValueError(f"--overwrite works in one process alone; or remove {folder} first.")
-        for part in [part for pattern in patterns for part in folder.glob(pattern)]:
-            part.unlink()
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(path, settings)
-
-
-def as_json(value):
-    """The value as it is read back from JSON."""
-    return json.loads(json.dumps(value))
-
-
-def write_json(path: Path, value, indent: int = 2) -> None:
-    """Write a JSON file that is complete or as it was."""
-    write_text(path, json.dumps(value, indent=indent, sort_keys=True) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    """Write a file that is complete or as it was."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    partial.write_text(content, encoding="utf-8")
-    partial.replace(path)

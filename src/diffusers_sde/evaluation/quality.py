@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ..data import PICTURE_SUFFIXES, picture_files, read_picture
+from ..store import digest
 from .distances import frechet_distance, inception_score, kernel_distance, precision_recall
 from .extractors import FeatureExtractor, Features
-from .provenance import digest
 from .shards import read_tensors, write_tensors
 from .statistics import FeatureStatistics
 
@@ -21,7 +21,6 @@ QUALITY_METRICS = ("fid", "is", "kid", "precision_recall")
 NEED_REFERENCE = ("fid", "kid", "precision_recall")
 _NEIGHBORHOOD, _SUBSET_SIZE = 3, 1000
 _MOST_SPLITS, _IMAGES_OF_SPLIT = 10, 100
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".webp"}
 
 
 class CachedExtractor:
@@ -145,25 +144,25 @@ class FolderImages:
         folder: searched with the folders below it.
 
     Raises:
-        ValueError: if there are none; when a picture differs in size or colour from the first, or is not 8-bit.
+        ValueError: if there are none; when a picture differs in size or colour from the first, or cannot be read.
     """
 
     def __init__(self, folder: str | Path):
-        self.paths = sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in _SUFFIXES)
+        self.paths = picture_files(folder)
         if not self.paths:
-            raise ValueError(f"{folder} has no pictures ({', '.join(sorted(_SUFFIXES))}).")
-        with Image.open(self.paths[0]) as first:
-            self.size, self.mode = first.size, first.mode
+            raise ValueError(f"{folder} has no pictures ({', '.join(PICTURE_SUFFIXES)}).")
+        first = read_picture(self.paths[0])
+        self.size, self.mode = first.size, first.mode
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        with Image.open(self.paths[index]) as image:
-            if image.mode not in ("L", "RGB") or (image.size, image.mode) != (self.size, self.mode):
-                raise ValueError(
-                    f"{self.paths[index]} is {image.size} of mode {image.mode!r}, the first picture {self.size} of "
-                    f"{self.mode!r}; all must be alike, grey (L) or RGB of 8 bits."
-                )
-            array = np.array(image)
+        image = read_picture(self.paths[index])
+        if image.mode not in ("L", "RGB") or (image.size, image.mode) != (self.size, self.mode):
+            raise ValueError(
+                f"{self.paths[index]} is {image.size} of mode {image.mode!r}, the first picture {self.size} of "
+                f"{self.mode!r}; all must be alike, grey (L) or RGB."
+            )
+        array = np.array(image)
         return torch.from_numpy(array.reshape(*array.shape[:2], -1)).permute(2, 0, 1).contiguous()

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..pipelines.base import ScoreSdePipelineBase
-from .provenance import as_json, claim, model_settings, versions
+from ..store import as_json, check_file, check_settings, claim, is_json_with, naming, read_json
+from .provenance import model_settings, versions
+from .shards import files_of
 
 
 @dataclass
@@ -67,13 +69,23 @@ class RowEvaluation(ABC):
         return range(self.process_index, self.num_images, self.num_processes)
 
     def claim(self, overwrite: bool = False) -> None:
-        """Make the folder of rows this evaluation's own; see `provenance.claim`.
+        """Make the folder of rows this evaluation's own; see `store.claim`.
 
         Raises:
-            ValueError: if it holds rows of other settings, unless they may be overwritten.
+            ValueError: if it holds rows of other settings, unless they may be overwritten; if a file that the result
+                will be written to is there and is not a result of this kind.
         """
-        options = {"overwrite": overwrite, "num_processes": self.num_processes}
-        claim(self.folder, self._settings, what="rows", patterns=["*.jsonl"], **options)
+        self._check_results(overwrite)
+        claim(
+            self.folder,
+            self._settings,
+            what="rows",
+            marks=("versions", "weights_sha256"),
+            results=self._parts,
+            stems="rows-.*",
+            overwrite=overwrite,
+            num_processes=self.num_processes,
+        )
 
     def run(self, on_progress=lambda done: None) -> dict | None:
         """Measure this process's missing images.
@@ -88,7 +100,7 @@ class RowEvaluation(ABC):
         batches = [self.share[i : i + self.batch_size] for i in range(0, len(self.share), self.batch_size)]
         _mend(part, batches)
         done = self.rows()
-        with part.open("a", encoding="utf-8") as file:
+        with naming(part), part.open("a", encoding="utf-8") as file:
             for batch in batches:
                 missing = [index for index in batch if index not in done]
                 if missing:
@@ -101,12 +113,22 @@ class RowEvaluation(ABC):
     def rows(self) -> dict[int, dict]:
         """The rows that are written, by index; a line that was cut off by a crash does not count."""
         found = {}
-        for part in sorted(self.folder.glob("*.jsonl")):
-            for line in part.read_text(encoding="utf-8").splitlines(keepends=True):
-                if line.endswith("\n"):
-                    row = json.loads(line)
+        for part in self._parts():
+            for line in part.read_bytes().splitlines(keepends=True):
+                if line.endswith(b"\n"):
+                    row = _read_row(line, part)
                     found.setdefault(row["index"], row)
         return found
+
+    def _parts(self) -> list[Path]:
+        return files_of(self.folder, r"rows-\d+-of-\d+\.jsonl")
+
+    def _check_results(self, overwrite: bool) -> None:
+        """Check that the result may be written where it belongs."""
+        check_file(self.output, "a result of this kind", is_json_with(settings=dict, num_images=int))
+        if self.output.is_file() and self.output.stat().st_size:
+            found = read_json(self.output)["settings"]
+            check_settings(found, self._settings, place=self.output, what="rows", overwrite=overwrite)
 
     def finish(self) -> dict | None:
         """Write the result if all rows are there, and return it; else `None`."""
@@ -142,6 +164,17 @@ def plain(value):
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def _read_row(line: bytes, part: Path) -> dict:
+    try:
+        row = json.loads(line)
+        row["index"]
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise ValueError(
+            f"{part} has a line that is not a row: {line[:40]!r}. Remove the line, or the file."
+        ) from error
+    return row
+
+
 def _mend(part: Path, batches: list[range]) -> None:
     """Cut the lines of a last batch that a crash left incomplete, so that it is measured again as it was.
 
@@ -152,7 +185,7 @@ def _mend(part: Path, batches: list[range]) -> None:
     lines = part.read_bytes().splitlines(keepends=True)
     if lines and not lines[-1].endswith(b"\n"):
         lines.pop()
-    written = [json.loads(line)["index"] for line in lines]
+    written = [_read_row(line, part)["index"] for line in lines]
     last = next((batch for batch in batches if written and written[-1] in batch), None)
     if last is not None and written[-1] != last[-1]:
         while written and written[-1] in last:

@@ -6,14 +6,14 @@ Image i is a function of (seed, i), and the same image that `diffusers-sde sampl
 A shard has the tensors `images` (uint8, (n, C, H, W)), `nfe` (int64, (n,)) and `success` (bool, (n,)).
 """
 
-import json
 from pathlib import Path
 
 import torch
 
 from ..pipelines import ScoreSdeOdePipeline, ScoreSdePipeline
 from ..seeding import image_generators
-from .provenance import SETTINGS_NAME, model_settings, versions
+from ..store import SETTINGS_NAME, read_json
+from .provenance import model_settings, versions
 from .shards import MANIFEST_NAME, ShardFolder
 
 _OF_SCHEDULER = ("predictor", "corrector", "snr", "correct_steps", "probability_flow")
@@ -148,9 +148,12 @@ def open_shards(folder: str | Path) -> ShardFolder:
         raise ValueError(
             f"{folder} has no {MANIFEST_NAME}: its images are not all drawn. Let `evaluate` finish there."
         )
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    settings = dict(manifest["settings"])
-    return ShardFolder(folder, settings, manifest["count"], settings["shard_size"])
+    manifest = read_json(path)
+    settings, count = manifest.get("settings"), manifest.get("count")
+    size = settings.get("shard_size") if isinstance(settings, dict) else None
+    if not (isinstance(count, int) and isinstance(size, int)):
+        raise ValueError(f"{path} is not the manifest of a set of samples, which has count, settings and shard_size.")
+    return ShardFolder(folder, settings, count, size)
 
 
 class ShardImages:

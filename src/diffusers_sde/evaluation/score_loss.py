@@ -18,8 +18,8 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..schedulers import from_diffusers_scheduler
 from ..seeding import image_generators
+from ..store import write_text
 from ..training import denoising_score_matching_loss, to_data_range
-from .provenance import write_text
 from .rows import RowEvaluation, mean_and_error, plain
 
 

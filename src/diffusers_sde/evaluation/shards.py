@@ -5,15 +5,16 @@ shard appears when it is complete, with a digest of its numbers: one that is cut
 is made again. Batches never cross the border of a shard, so that a shard is the same whoever makes it, and when.
 """
 
-import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .provenance import as_json, claim, digest, write_json
+from ..store import LOCK_NAME, as_json, claim, digest, is_plain_file, locked_folder, replacement, write_json
 
 MANIFEST_NAME = "manifest.json"
 
@@ -49,14 +50,21 @@ class ShardFolder:
         return self.folder / f"shard-{shard:05d}.safetensors"
 
     def claim(self, overwrite: bool = False, num_processes: int = 1) -> None:
-        """Make the folder the own one of these settings; see `provenance.claim`.
+        """Make the folder the own one of these settings; see `store.claim`.
 
         Raises:
             ValueError: if it holds shards of other settings, unless they may be overwritten.
         """
-        options = {"overwrite": overwrite, "num_processes": num_processes}
-        patterns = ["shard-*.safetensors", MANIFEST_NAME]
-        claim(self.folder, self.settings, what="shards", patterns=patterns, **options)
+        claim(
+            self.folder,
+            self.settings,
+            what="shards",
+            marks=("shard_size",),
+            results=lambda: files_of(self.folder, rf"shard-\d{{5,}}\.safetensors|{re.escape(MANIFEST_NAME)}"),
+            stems=r"shard-\d{5,}|manifest",
+            overwrite=overwrite,
+            num_processes=num_processes,
+        )
 
     def read(self, shard: int) -> dict[str, torch.Tensor] | None:
         """The tensors of a shard; `None` if it is missing, damaged, or too short."""
@@ -135,9 +143,31 @@ def read_tensors(path: Path) -> dict[str, torch.Tensor] | None:
 
 def write_tensors(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Write tensors and their digest into a safetensors file that is complete or absent."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, partial, {"digest": digest(tensors)})
-    with partial.open("rb+") as file:
-        os.fsync(file.fileno())
-    partial.replace(path)
+    with replacement(path) as partial:
+        save_file(tensors, partial, {"digest": digest(tensors)})
+
+
+def files_of(folder: Path, names: str) -> list[Path]:
+    """Files of a folder whose names match a regular expression, sorted."""
+    found = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [path for path in found if re.fullmatch(names, path.name) and is_plain_file(path)]
+
+
+@contextmanager
+def working_in(folder: Path, process_index: int = 0, num_processes: int = 1) -> Iterator[None]:
+    """Keep the same process of another run out of a folder that the processes of one run share.
+
+    The processes do not know of each other, so each has a lock of its own. Two runs of the same number of processes
+    meet at each of these; two of other numbers do the same work twice, to the same result.
+
+    Args:
+        folder: folder of the results, made if it does not exist.
+        process_index: number of this process.
+        num_processes: number of processes that share the folder.
+
+    Raises:
+        ValueError: if another run holds the folder.
+    """
+    with locked_folder(folder, f"{LOCK_NAME}-{process_index}-of-{num_processes}"):
+        yield

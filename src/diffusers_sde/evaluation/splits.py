@@ -4,6 +4,7 @@ from pathlib import Path
 
 import torch
 
+from ..data import encoded_images, picture_of_row
 from ..training.data import find_image_column
 from ..training.images import ImageFormat
 
@@ -46,20 +47,20 @@ class SplitImages:
         except (datasets.exceptions.DatasetsError, ValueError, FileNotFoundError) as error:
             raise ValueError(f"split {split!r} of {dataset} cannot be read: {error}") from error
         column = find_image_column(self.rows.features, image_column)
-        self.rows = self.rows.select_columns([column]).cast_column(column, datasets.Image())
+        self.rows = encoded_images(self.rows.select_columns([column]), column)
         self.column, self.resize = column, resize
         self._who = "the first image has" if size is None else "the network takes"
         if size is None or channels is None:
             first = self._first_image(f"split {split!r} of {dataset}")
             size = (first.height, first.width) if size is None else size
-            channels = (3 if first.mode == "P" else len(first.getbands())) if channels is None else channels
+            channels = len(first.getbands()) if channels is None else channels
         self.format = ImageFormat(size, channels, convert=resize, pad=pad, center_crop=True)
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> torch.Tensor:
-        image = self.rows[index][self.column]
+        image = picture_of_row(self.rows[index][self.column], index)
         height, width = self.format.size
         fits = image.size == (width, height) or (self.format.pad and image.width <= width and image.height <= height)
         if not (fits or self.resize):
@@ -72,7 +73,7 @@ class SplitImages:
     def _first_image(self, name: str):
         if len(self.rows) == 0:
             raise ValueError(f"{name} is empty; give one with images.")
-        return self.rows[0][self.column]
+        return picture_of_row(self.rows[0][self.column], 0)
 
 
 def _local_split(path: Path, split: str) -> dict:

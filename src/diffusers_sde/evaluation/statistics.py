@@ -10,7 +10,6 @@ Reference: Chan, Golub and LeVeque 1983.
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from zipfile import BadZipFile
 import numpy as np
 import torch
 
+from ..store import replacement
 from .extractors import FeatureExtractor
 from .provenance import versions
 
@@ -53,13 +53,17 @@ class FeatureStatistics:
             arrays["count"] = np.int64(self.count)
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}")
+        with replacement(path) as partial, partial.open("wb") as file:
+            np.savez(file, provenance=np.array(json.dumps(self.provenance, sort_keys=True)), **arrays)
+
+    @staticmethod
+    def wrote(path: str | Path) -> bool:
+        """Look whether a file is one of `save`, and not one of somebody else's statistics or arrays."""
         try:
-            with partial.open("wb") as file:
-                np.savez(file, provenance=np.array(json.dumps(self.provenance, sort_keys=True)), **arrays)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)
+            with np.load(path, allow_pickle=False) as file:
+                return {"mu", "sigma", "provenance"} <= set(file.files)
+        except (ValueError, EOFError, OSError, BadZipFile, TypeError, AttributeError):
+            return False
 
     @classmethod
     def load(cls, path: str | Path) -> "FeatureStatistics":

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 from torch.utils.data import Subset
 
+from ..store import check_file
 from .command import progress_bar
 from .extractors import load_extractor
 from .quality import blocks
@@ -30,6 +31,7 @@ def run_stats(dataset: str, output: Path, extractor: str, options: dict) -> Feat
         raise ValueError(f"--output is {output}; statistics are npz files, {output.with_suffix('.npz')} for instance.")
     if output.exists() and not options["overwrite"]:
         raise ValueError(f"{output} exists. Choose another --output, or pass --overwrite to replace it.")
+    check_file(output, "statistics of this command", FeatureStatistics.wrote)
     preparation = {name: options[name] for name in _PREPARATION}
     images = SplitImages(
         dataset,

@@ -15,7 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from diffusers.utils import BaseOutput
 from torch import nn
 
-from .embeddings import GaussianFourierProjection
+from ..loading import CheckedNetwork
+from .embeddings import Float32Frequencies, GaussianFourierProjection
 from .inputs import check_sample, noise_level
 
 
@@ -88,7 +89,7 @@ class WideResnetGroup(nn.Module):
         return h
 
 
-class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
+class NoiseConditionalClassifier(Float32Frequencies, CheckedNetwork, ModelMixin, ConfigMixin):
     r"""Wide residual network for log p(y given x_t), conditioned on the noise level sigma.
 
     The defaults are those of the official CIFAR-10 classifier for the VE SDE.
@@ -107,7 +108,6 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["WideResnetGroup"]
-    _keep_in_fp32_modules = ["time_proj"]
 
     @register_to_config
     def __init__(
@@ -170,7 +170,7 @@ class NoiseConditionalClassifier(ModelMixin, ConfigMixin):
         """
         check_sample(sample, self.config.in_channels, self.downsample_factor)
         level = noise_level(sample, sigma)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.dtype  # that of the arithmetic, however the weights are stored
         embedding = F.silu(self.time_embedding(self.time_proj(level).to(dtype)))
         h = self.conv_in(self._standardize(sample).to(dtype))
         for group in self.groups:

@@ -12,6 +12,7 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..loading import CheckedNetwork
 from .activations import activation
 from .attention import AttentionBlock
 from .embeddings import time_embedding
@@ -129,7 +130,7 @@ class DDPMUpBlock(nn.Module):
         return h if self.upsampler is None else self.upsampler(h)
 
 
-class DDPMModel(ModelMixin, ConfigMixin):
+class DDPMModel(CheckedNetwork, ModelMixin, ConfigMixin):
     r"""DDPM score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official VP CIFAR-10 configuration. `UNet2DModel` expresses the conditional network
@@ -214,8 +215,6 @@ class DDPMModel(ModelMixin, ConfigMixin):
                 f"`block_out_channels` is {widths}; it needs at least one level, each a multiple of `norm_num_groups` "
                 f"({groups})."
             )
-        if self.config.layers_per_block < 1:
-            raise ValueError(f"`layers_per_block` is {self.config.layers_per_block}; it must be at least 1.")
 
     def _resnet(self, in_channels: int, out_channels: int) -> DDPMResnetBlock:
         config = self.config
@@ -286,7 +285,7 @@ class DDPMModel(ModelMixin, ConfigMixin):
         """
         check_sample(sample, self.config.in_channels, self.downsample_factor)
         label = noise_level(sample, timestep)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.dtype  # that of the arithmetic, however the weights are stored
         h = sample.to(dtype)
         if self.config.center_input_sample:
             h = 2 * h - 1

@@ -1,5 +1,6 @@
 """Embeddings of the noise level."""
 
+import logging
 import math
 
 import torch
@@ -8,6 +9,29 @@ from torch import nn
 
 from .activations import activation
 from .initialization import scaled_xavier_uniform_
+
+logger = logging.getLogger(__name__)
+
+
+class Float32Frequencies:
+    """Loading of networks whose `time_proj` holds Fourier frequencies: they stay in float32, whatever the dtype.
+
+    To be named before `ModelMixin` among the bases. diffusers keeps parts of a network in float32 only where it loads
+    parameter by parameter, and refuses `low_cpu_mem_usage=False`; the loaded network is the same either way.
+    """
+
+    _keep_in_fp32_modules = ["time_proj"]
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """Load a network; see `ModelMixin.from_pretrained` for the arguments."""
+        if kwargs.get("low_cpu_mem_usage") is False:
+            logger.warning(
+                f"{cls.__name__} is loaded parameter by parameter in spite of `low_cpu_mem_usage=False`, so that its "
+                "Fourier frequencies stay in float32; the network is the same."
+            )
+            del kwargs["low_cpu_mem_usage"]
+        return super().from_pretrained(*args, **kwargs)
 
 
 class GaussianFourierProjection(nn.Module):

@@ -6,10 +6,11 @@ Reference: Song and Ermon 2019, arXiv:1907.05600, App. A.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..loading import CheckedNetwork
 from .refinenet import RefineNetMixin, RefineNetOptions
 
 
-class NCSNModel(RefineNetMixin, ModelMixin, ConfigMixin):
+class NCSNModel(RefineNetMixin, CheckedNetwork, ModelMixin, ConfigMixin):
     r"""NCSN score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official CIFAR-10 configuration. Neither official code base can build this network
@@ -57,8 +58,6 @@ class NCSNModel(RefineNetMixin, ModelMixin, ConfigMixin):
         act_fn: str = "elu",
     ):
         super().__init__()
-        if num_train_timesteps < 1:
-            raise ValueError(f"`num_train_timesteps` is {num_train_timesteps}; it must be at least 1.")
         options = RefineNetOptions(
             act_fn=act_fn,
             num_classes=num_train_timesteps,

@@ -16,9 +16,10 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from torch import nn
 
+from ..loading import CheckedNetwork
 from .activations import activation
 from .attention import AttentionBlock
-from .embeddings import GaussianFourierProjection, time_embedding
+from .embeddings import Float32Frequencies, GaussianFourierProjection, time_embedding
 from .initialization import conv2d, linear
 from .inputs import ScoreNetworkOutput, check_sample, noise_level, sigma_of_label
 from .resampling import Downsample, Upsample
@@ -276,7 +277,7 @@ _CHOICES = {
 }
 
 
-class NCSNppModel(ModelMixin, ConfigMixin):
+class NCSNppModel(Float32Frequencies, CheckedNetwork, ModelMixin, ConfigMixin):
     r"""NCSN++ / DDPM++ score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official VE CIFAR-10 configuration.
@@ -320,7 +321,6 @@ class NCSNppModel(ModelMixin, ConfigMixin):
 
     _supports_gradient_checkpointing = True
     _no_split_modules = ["DownBlock", "MidBlock", "UpBlock"]
-    _keep_in_fp32_modules = ["time_proj"]
 
     @register_to_config
     def __init__(
@@ -387,8 +387,6 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         widths = tuple(self.config.block_out_channels)
         if not widths or any(width < 4 or width % 4 for width in widths):
             raise ValueError(f"`block_out_channels` is {widths}; it needs at least one level, each a multiple of 4.")
-        if self.config.layers_per_block < 1:
-            raise ValueError(f"`layers_per_block` is {self.config.layers_per_block}; it must be at least 1.")
         if self.config.progressive_input != "input_skip" and self.config.progressive_combine == "cat":
             raise ValueError('`progressive_combine="cat"` has a meaning only with `progressive_input="input_skip"`.')
 
@@ -467,7 +465,7 @@ class NCSNppModel(ModelMixin, ConfigMixin):
         """
         check_sample(sample, self.config.in_channels, self.downsample_factor)
         level = noise_level(sample, timestep)
-        dtype = self.conv_in.weight.dtype
+        dtype = self.dtype  # that of the arithmetic, however the weights are stored
         h = sample.to(dtype)
         if self.config.center_input_sample:
             h = 2 * h - 1

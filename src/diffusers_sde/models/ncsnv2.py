@@ -6,10 +6,11 @@ Reference: Song and Ermon 2020, arXiv:2006.09011, App. B.
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.modeling_utils import ModelMixin
 
+from ..loading import CheckedNetwork
 from .refinenet import RefineNetMixin, RefineNetOptions
 
 
-class NCSNv2Model(RefineNetMixin, ModelMixin, ConfigMixin):
+class NCSNv2Model(RefineNetMixin, CheckedNetwork, ModelMixin, ConfigMixin):
     r"""NCSNv2 score network with the calling convention of `UNet2DModel`.
 
     The defaults are those of the official CIFAR-10 configuration (up to 96 pixels). The official variants, in

@@ -262,7 +262,7 @@ class RefineNetMixin:
         config = self.config
         check_sample(sample, config.in_channels, self.downsample_factor)
         level = noise_level(sample, timestep)
-        h = sample.to(self.conv_in.weight.dtype)
+        h = sample.to(self.dtype)  # that of the arithmetic, however the weights are stored
         if config.center_input_sample:
             h = 2 * h - 1
         h = self._refinenet(h, level.long())

@@ -108,4 +108,4 @@ class Upsample(nn.Module):
         if self.conv is None:
             return F.conv_transpose2d(x, fir, stride=2, padding=taps // 2 - 1, groups=x.shape[1])
         x = F.conv2d(self.conv(x), fir, padding=taps // 2 - 1, groups=fir.shape[0])
-        return x + self.bias[:, None, None]
+        return x + self.bias.to(x.dtype)[:, None, None]

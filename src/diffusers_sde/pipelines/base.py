@@ -1,9 +1,10 @@
-"""What all pipelines share: components, loading of older repositories, checks, conversion to images."""
+"""Common part of all pipelines: components, loading of older repositories, checks, runs, conversion to images."""
 
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Union
+from typing import Any, Union
 
 import torch
 from diffusers import (
@@ -28,8 +29,15 @@ from ..schedulers import (
     accept_scheduler,
     from_diffusers_scheduler,
 )
+from ..schedulers.networks import check_labels, output_function
+from ..sde.arguments import whole_number
+from .callbacks import step_callback
+from .networks import check_network
 from .padding import size_factor
-from .repository import finish_repository, repository_scheduler_config
+from .repository import check_index, checked_entry, finish_repository, read_index, repository_scheduler_config
+from .run import RunState, copy_for_run
+
+logger = logging.getLogger(__name__)
 
 # `typing.Union` objects rather than `X | Y`: `from_pipe` of older diffusers reads these hints.
 ScoreNetwork = Union[NCSNppModel, DDPMModel, NCSNv2Model, NCSNModel, UNet2DModel]  # noqa: UP007
@@ -65,6 +73,8 @@ class ScoreSdePipelineBase(DiffusionPipeline):
 
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__()
+        self._run_state = RunState()
+        check_network(unet)
         self.register_modules(unet=unet, scheduler=scheduler)
 
     def register_modules(self, **kwargs) -> None:
@@ -75,6 +85,8 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         super().register_modules(**kwargs)
 
     def __setattr__(self, name: str, value) -> None:
+        if name == "unet" and value is not None:  # None frees the memory; a call refuses it
+            check_network(value)
         super().__setattr__(name, self._accepted(value) if name == "scheduler" else value)
 
     def _accepted(self, scheduler):
@@ -86,10 +98,71 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         # A network may have been trained on after it was loaded: a scheduler of ours has the last word.
         return accept_scheduler(scheduler, known, certain=False, ours=self._needs_own_scheduler)
 
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs) -> "ScoreSdePipelineBase":
+        r"""Build a pipeline from the components of another, without copying them.
+
+        Args:
+            pipeline (`DiffusionPipeline`): The other pipeline, of any class with components of these names.
+            **kwargs: Components to take instead of its own, and `dtype` (or `torch_dtype`). Without a dtype networks
+                keep theirs, unlike in diffusers, whose default of float32 converts them for both pipelines; with one
+                they are converted, for both pipelines.
+
+        Raises:
+            ValueError: if a component is missing or an argument unknown.
+        """
+        dtypes = [kwargs.pop(name) for name in ("dtype", "torch_dtype") if name in kwargs]
+        components, options = cls._get_signature_keys(cls)
+        available = {**pipeline.components, **{k: v for k, v in pipeline.config.items() if k in options}, **kwargs}
+        unknown = sorted(set(kwargs) - set(components) - set(options))
+        if unknown or len(dtypes) > 1:
+            raise ValueError(
+                f"`from_pipe` has {', '.join(unknown) or 'both `dtype` and `torch_dtype`'}; allowed are one dtype and "
+                f"the components {', '.join(sorted(components))}."
+            )
+        missing = sorted(name for name in components if available.get(name) is None)
+        if missing:
+            raise ValueError(
+                f"{cls.__name__} needs {', '.join(missing)}, which {type(pipeline).__name__} has not; give it, as by "
+                f"from_pipe(pipe, {missing[0]}={missing[0]})."
+            )
+        new = cls(**{name: available[name] for name in (*components, *options) if name in available})
+        if "_name_or_path" in pipeline.config:
+            new.register_to_config(_name_or_path=pipeline.config["_name_or_path"])
+        if dtypes and dtypes[0] is not None:
+            new.to(dtype=dtypes[0])
+        return new
+
+    def _begin_run(self) -> "ScoreSdePipelineBase":
+        """Copy of the pipeline for one call, with a scheduler and requests to stop of its own.
+
+        Raises:
+            ValueError: if the network cannot be called.
+        """
+        check_network(self.unet)
+        run = copy_for_run(self)
+        run.__dict__["_evaluate"] = output_function(self.unet)
+        return run
+
     @property
     def num_timesteps(self) -> int:
-        """Number of steps of the last call, for callbacks."""
-        return self._num_timesteps
+        """Number of steps of the call that began last, 0 before the first; within a callback that of its own call."""
+        return self._run_state.num_timesteps
+
+    _num_timesteps = num_timesteps.setter(lambda self, value: setattr(self._run_state, "num_timesteps", value))
+
+    @property
+    def interrupt(self) -> bool:
+        """Whether the call is to stop, or was stopped, after its current step.
+
+        `pipe._interrupt = True` asks for it, as in diffusers: of the pipeline that a callback is given for that call
+        alone, of the pipeline itself for all its calls in progress, from any thread. The state of that moment is
+        returned, and the next call is whole. Solvers of the probability flow make no such steps; they are limited by
+        `max_nfe`.
+        """
+        return self._run_state.interrupt
+
+    _interrupt = interrupt.setter(lambda self, value: setattr(self._run_state, "interrupt", value))
 
     def score(self, x: torch.Tensor, t: torch.Tensor | float) -> torch.Tensor:
         r"""The score of the data with noise, grad log p_t(x), by the network.
@@ -111,6 +184,7 @@ class ScoreSdePipelineBase(DiffusionPipeline):
                 f"`x` has shape {tuple(x.shape)} and dtype {x.dtype}; floating-point states (batch, channels, height, "
                 "width) are needed."
             )
+        self._check_network()
         self._image_size(*x.shape[2:])
         wide = torch.promote_types(x.dtype, torch.float32)
         t = torch.as_tensor(t, device=x.device, dtype=wide)
@@ -131,6 +205,24 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     def image_processor(self) -> VaeImageProcessor:
         """Maps between images in [0, 1] and the data range of the network."""
         return VaeImageProcessor(vae_scale_factor=1, do_normalize=self._centered)
+
+    @classmethod
+    def _dict_from_json_file(cls, json_file: str | os.PathLike) -> dict[str, Any]:
+        """`load_config` reads `model_index.json` here."""
+        return read_index(json_file)
+
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs) -> tuple[dict, dict, dict]:
+        """Settings and components of a repository, by name; called by `from_pretrained` of any pipeline class.
+
+        Components of diffusers are replaced by the same under the checks of `loading`.
+
+        Raises:
+            ValueError: for a component that is no network or scheduler that these pipelines take.
+        """
+        check_index(config_dict, cls.config_name)
+        init_dict, unused, hidden = super().extract_init_dict(config_dict, **kwargs)
+        return {name: checked_entry(name, entry) for name, entry in init_dict.items()}, unused, hidden
 
     def save_pretrained(self, save_directory: str | os.PathLike, *args, remote_code: bool = False, **kwargs) -> None:
         r"""Save the pipeline; see `DiffusionPipeline.save_pretrained` for the other arguments.
@@ -166,11 +258,6 @@ class ScoreSdePipelineBase(DiffusionPipeline):
             )
 
     @staticmethod
-    def _check_count(name: str, value: int) -> None:
-        if type(value) is not int or value < 1:
-            raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least 1.")
-
-    @staticmethod
     def _check_generator(generator, batch_size: int) -> None:
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
@@ -185,6 +272,8 @@ class ScoreSdePipelineBase(DiffusionPipeline):
                 )
 
     def _check_network(self) -> None:
+        check_network(self.unet)
+        check_labels(self.scheduler, self.unet)
         config = self.unet.config
         if config.in_channels != config.out_channels:
             raise ValueError(
@@ -194,15 +283,13 @@ class ScoreSdePipelineBase(DiffusionPipeline):
 
     def _requested_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size asked for, by default the network's."""
-        size = self.unet.config.sample_size
+        size = getattr(self.unet.config, "sample_size", None)
         default_height, default_width = (size, size) if size is None or isinstance(size, int) else size
         height = default_height if height is None else height
         width = default_width if width is None else width
         if height is None or width is None:
             raise ValueError("the network's config has no `sample_size`; give `height` and `width`.")
-        self._check_count("height", height)
-        self._check_count("width", width)
-        return height, width
+        return whole_number("height", height), whole_number("width", width)
 
     def _image_size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """The size asked for, which the network's strides must divide."""
@@ -219,34 +306,22 @@ class ScoreSdePipelineBase(DiffusionPipeline):
         device = self._execution_device
         if latents is None:
             return randn_tensor(shape, generator, device, torch.float32) * self.scheduler.init_noise_sigma
+        if not isinstance(latents, torch.Tensor) or latents.is_complex():
+            raise ValueError(f"`latents` is a {type(latents).__name__}; give a tensor of real numbers.")
         if tuple(latents.shape) != shape:
             raise ValueError(
                 f"`latents` has shape {tuple(latents.shape)}; {shape} is needed: batch_size, the network's channels, "
                 "height, width."
             )
-        return latents.to(device, torch.promote_types(latents.dtype, torch.float32))
+        latents = latents.to(device, torch.promote_types(latents.dtype, torch.float32))
+        warn_of_scale(latents, float(self.scheduler.init_noise_sigma))
+        return latents
 
-    def _check_callback(self, names: list[str]) -> None:
-        unknown = [name for name in names if name not in self._callback_tensor_inputs]
-        if unknown:
-            raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {unknown}; allowed are {self._callback_tensor_inputs}."
-            )
-
-    def _on_step_end(self, callback: Callable | None, names: list[str]) -> Callable | None:
-        """A user's `callback_on_step_end` as `(step, timestep, x) -> x`."""
-        if callback is None:
-            return None
-
-        def on_step_end(step: int, timestep: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            tensors = {"latents": x}
-            changed = callback(self, step, timestep, {name: tensors[name] for name in names})
-            return (changed or {}).get("latents", x)
-
-        return on_step_end
+    def _step_callback(self, callback: Callable | None, names: list[str]) -> Callable | None:
+        return step_callback(self, callback, names)
 
     def _network_output(self, x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        return self.unet(x.to(self.unet.dtype), timestep).sample
+        return self._evaluate(x, timestep)
 
     def _to_images(self, x: torch.Tensor, output_type: str):
         """The final state as `output_type`; images are clamped to [0, 1]."""
@@ -261,3 +336,24 @@ def place(pipeline: ScoreSdePipelineBase, device: str | torch.device, dtype: tor
     pipeline.unet.to(memory_format=torch.channels_last)
     # diffusers warns of every change of dtype, to the same one too.
     return pipeline.to(device) if pipeline.unet.dtype == dtype else pipeline.to(device, dtype)
+
+
+def warn_of_scale(latents: torch.Tensor, prior_std: float) -> None:
+    """Warn of noise of another scale than the prior's: of unit variance where that has not, or ten times off.
+
+    Only what looks like independent noise is meant: latents of images have the scale that the flow gives them.
+
+    Args:
+        latents: given state at t = 1, shape (B, C, H, W).
+        prior_std: standard deviation of noise there.
+    """
+    mean, std, chance = latents.mean(), latents.std(), 5 / latents.numel() ** 0.5
+    x, ratio = latents - mean, torch.maximum(std / prior_std, prior_std / std)
+    neighbours = [(x * x.roll(1, dims=dim)).mean().abs() / std.square() for dim in (-2, -1)]
+    noise = (torch.stack([mean.abs() / std, *neighbours]) < chance).all()
+    unit = (std - 1).abs() < chance
+    if bool(noise & ((ratio >= 10) | (unit & (ratio >= 2)))):
+        logger.warning(
+            f"`latents` has a standard deviation of {float(std):.4g}; noise at t = 1 has {prior_std:.4g} here. They "
+            "are taken as they are: multiply a draw of torch.randn by `pipe.scheduler.init_noise_sigma`."
+        )

@@ -15,6 +15,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..sde.arguments import real_number
 from .image_input import check_unit_range
 
 DequantizationFunction = Callable[[torch.Tensor, torch.Generator | list[torch.Generator] | None], torch.Tensor]
@@ -37,8 +38,13 @@ def draw_per_image(draw: Callable, generator, batch_size: int, dim: int = 0) -> 
     return draw(generator, batch_size)
 
 
-def choose_bin_width(bin_width: float | None, dequantization, eight_bit: bool) -> float | None:
+def choose_bin_width(bin_width: float | None, dequantization, levels: int | None) -> float | None:
     """Width of a level of the data, in units of the image range [0, 1]; `None` for continuous data.
+
+    Args:
+        bin_width: width that the user gives, if any.
+        dequantization: as for the pipeline.
+        levels: number of levels in which the images were given; `None` for floating point.
 
     Raises:
         ValueError: if the arguments are not allowed.
@@ -47,7 +53,10 @@ def choose_bin_width(bin_width: float | None, dequantization, eight_bit: bool) -
         allowed = ", ".join(map(repr, DEQUANTIZATIONS))
         raise ValueError(f"`dequantization` is {dequantization!r}; allowed are {allowed}, or a function.")
     if bin_width is None:
-        return EIGHT_BIT if eight_bit or dequantization == "uniform" else None
+        if levels is not None:
+            return 1 / levels
+        return EIGHT_BIT if dequantization == "uniform" else None
+    bin_width = real_number("bin_width", bin_width)
     if not 0 < bin_width <= 1:
         raise ValueError(f"`bin_width` is {bin_width}; it is in units of the image range [0, 1], as 1/256 for 8 bits.")
     return bin_width

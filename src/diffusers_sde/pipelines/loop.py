@@ -50,7 +50,8 @@ def sample_predictor_corrector(
     """Run the scheduler's predictor and corrector over its grid; what the network is conditioned on is computed once.
 
     Args:
-        pipeline: a pipeline with one of this package's schedulers, whose timesteps are set.
+        pipeline: run of a pipeline, with one of this package's schedulers, whose timesteps are set; it is looked at
+            after each step whether to stop.
         x: state at `timesteps[first_step]`, float32 or better.
         generator: source of the noise.
         condition: what is sampled under; `None` for nothing.
@@ -58,7 +59,7 @@ def sample_predictor_corrector(
         on_step_end: `(step, timestep, x) -> x` after each step.
 
     Returns:
-        The final state.
+        The final state, or that at which the run was stopped.
 
     Raises:
         ValueError: if the state becomes NaN or infinite.
@@ -90,9 +91,12 @@ def sample_predictor_corrector(
         x = scheduler.step_pred(output, timestep, x, generator, return_dict=False)[0]
         clean = i == last and scheduler.config.denoise_final
         x = condition.finish(x) if clean else condition.project(x, t, generator)
-        guard.watch(x, i, last=i == last)
         if on_step_end is not None:
             x = on_step_end(i, timestep, x)
+        stop = pipeline.interrupt
+        guard.watch(x, i, last=stop or i == last)
+        if stop:
+            break
     return x
 
 

@@ -36,6 +36,6 @@ class Padding:
 def size_factor(network: torch.nn.Module) -> int:
     """What the sides of a network's images must be multiples of."""
     factor = getattr(network, "downsample_factor", None)
-    if factor is None:  # UNet2DModel: one halving per level but the last
-        factor = 2 ** (len(network.config.block_out_channels) - 1)
+    if factor is None:  # UNet2DModel: one halving per level but the last; networks without levels take any size
+        factor = 2 ** (len(getattr(network.config, "block_out_channels", None) or (1,)) - 1)
     return factor

@@ -5,9 +5,11 @@ from collections.abc import Callable
 import torch
 
 from ..schedulers import epsilon_of_steps, takes_generator
+from ..sde.arguments import whole_number
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .loop import FiniteGuard, sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
+from .run import own_run
 
 
 class ScoreSdePipeline(ScoreSdePipelineBase):
@@ -39,6 +41,7 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
 
     _needs_own_scheduler = False
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -81,19 +84,18 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         """
         self._check_network()
         self._check_output_type(output_type)
-        self._check_count("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_train_timesteps
-        self._check_count("num_inference_steps", num_inference_steps)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         self._check_generator(generator, batch_size)
-        self._check_callback(callback_on_step_end_tensor_inputs)
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         height, width = self._image_size(height, width)
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         shape = (batch_size, self.unet.config.in_channels, height, width)
         latents = self._initial_state(latents, shape, generator)
 
-        on_step_end = self._on_step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._num_timesteps = len(self.scheduler.timesteps)
         if hasattr(self.scheduler, "model_timestep"):
             latents = sample_predictor_corrector(self, latents, generator, on_step_end=on_step_end)
@@ -112,7 +114,10 @@ class ScoreSdePipeline(ScoreSdePipelineBase):
         for i, t in enumerate(self.progress_bar(timesteps)):
             output = epsilon(self.scheduler.scale_model_input(x, t), i)
             x = self.scheduler.step(output.to(x.dtype), t, x, return_dict=False, **kwargs)[0]
-            guard.watch(x, i, last=i == len(timesteps) - 1)
             if on_step_end is not None:
                 x = on_step_end(i, t, x)
+            stop = self.interrupt
+            guard.watch(x, i, last=stop or i == len(timesteps) - 1)
+            if stop:
+                break
         return x

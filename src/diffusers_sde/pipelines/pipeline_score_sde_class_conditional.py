@@ -6,10 +6,12 @@ from collections.abc import Callable
 import torch
 
 from ..models import NoiseConditionalClassifier
+from ..sde.arguments import real_number, whole_number
 from .base import AnyScheduler, ScoreNetwork, ScoreSdePipelineBase
 from .guidance import ClassifierGuidance
 from .loop import sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
+from .run import own_run
 
 
 class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
@@ -51,6 +53,7 @@ class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
         super().__init__(unet, scheduler)
         self.register_modules(classifier=classifier)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -100,13 +103,14 @@ class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
         self._check_network()
         self._check_output_type(output_type)
         labels = self._read_labels(class_labels)
+        guidance_scale = real_number("guidance_scale", guidance_scale)
         if not 0 <= guidance_scale < math.inf:
             raise ValueError(f"`guidance_scale` is {guidance_scale}; it must be finite and at least 0.")
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_train_timesteps
-        self._check_count("num_inference_steps", num_inference_steps)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         self._check_generator(generator, len(labels))
-        self._check_callback(callback_on_step_end_tensor_inputs)
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         height, width = self._image_size(height, width)
         self._check_classifier(height, width)
 
@@ -117,7 +121,6 @@ class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
         if guidance_scale > 0:
             condition = ClassifierGuidance(self._classify, labels, guidance_scale, self.scheduler.sde)
 
-        on_step_end = self._on_step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._num_timesteps = len(self.scheduler.timesteps)
         latents = sample_predictor_corrector(self, latents, generator, condition=condition, on_step_end=on_step_end)
 
@@ -137,9 +140,11 @@ class ScoreSdeClassConditionalPipeline(ScoreSdePipelineBase):
             labels = torch.as_tensor(class_labels)
         except (TypeError, ValueError, RuntimeError) as error:
             raise ValueError(f"`class_labels` is {class_labels!r}; give whole numbers, one per image.") from error
+        if labels.numel() == 0:
+            raise ValueError(f"`class_labels` is {class_labels!r}; give at least one whole number.")
         if labels.dtype.is_floating_point or labels.dtype.is_complex or labels.dtype is torch.bool:
             raise ValueError(f"`class_labels` are of type {labels.dtype}; give whole numbers, one per image.")
-        if labels.ndim > 1 or labels.numel() == 0:
+        if labels.ndim > 1:
             raise ValueError(
                 f"`class_labels` has shape {tuple(labels.shape)}; give a number, or a list or vector of at least one."
             )

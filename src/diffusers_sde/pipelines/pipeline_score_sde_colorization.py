@@ -12,6 +12,7 @@ from .base import AnyScheduler, ScoreNetwork
 from .image_input import ImageInput, read_images
 from .output import ScoreSdePipelineOutput
 from .pipeline_score_sde_inverse_problem import ScoreSdeInverseProblemPipeline
+from .run import own_run
 
 
 class ScoreSdeColorizationPipeline(ScoreSdeInverseProblemPipeline):
@@ -45,6 +46,7 @@ class ScoreSdeColorizationPipeline(ScoreSdeInverseProblemPipeline):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -142,7 +144,8 @@ def _read_grey(image: ImageInput) -> torch.Tensor:
     """Grey images in [0, 1], shape (B, 1, H, W)."""
     for item in image if isinstance(image, list | tuple) else [image]:
         if isinstance(item, Image.Image):
-            colours, found = item.mode != "L", f"a PIL image of mode {item.mode!r}"
+            grey = item.mode in ("L", "I", "F") or item.mode.startswith("I;16")
+            colours, found = not grey, f"a PIL image of mode {item.mode!r}"
         elif isinstance(item, np.ndarray):
             colours, found = item.ndim > 2 and item.shape[-1] in (3, 4), f"an array of shape {item.shape}"
         else:

@@ -16,6 +16,7 @@ import torch
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..sde import make_corrector, probability_flow
+from ..sde.arguments import real_number, whole_number
 from ..sde.probability_flow import FlowResult
 from .base import AnyScheduler, ScoreNetwork
 from .flow import FlowPipelineBase
@@ -23,6 +24,7 @@ from .image_input import ImageInput, read_images
 from .loop import FiniteGuard, Generators, sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
 from .padding import Padding, size_factor
+from .run import own_run
 
 
 @dataclass
@@ -77,6 +79,7 @@ class ScoreSdeEditPipeline(FlowPipelineBase):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -121,25 +124,25 @@ class ScoreSdeEditPipeline(FlowPipelineBase):
         """
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_train_timesteps
-        self._check_count("num_inference_steps", num_inference_steps)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         first_step = num_inference_steps - _num_steps(strength, num_inference_steps)
-        self._check_callback(callback_on_step_end_tensor_inputs)
+        on_step_end = self._step_callback(callback_on_step_end, callback_on_step_end_tensor_inputs)
         self._check_output_type(output_type)
         x_0, padding = self._read(image)
-        self._check_samples(len(x_0), num_samples, generator)
+        num_samples = self._check_samples(len(x_0), num_samples, generator)
         x_0 = x_0.repeat_interleave(num_samples, dim=0)
 
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self._num_timesteps = num_inference_steps - first_step
         noise = randn_tensor(x_0.shape, generator, x_0.device, x_0.dtype)
         x = self.scheduler.sde.perturb(x_0, noise, self.scheduler.times[first_step])
-        on_step_end = self._on_step_end(callback_on_step_end, callback_on_step_end_tensor_inputs)
         x = sample_predictor_corrector(self, x, generator, first_step=first_step, on_step_end=on_step_end)
 
         images = self._to_images(padding.crop(x), output_type)
         self.maybe_free_model_hooks()
         return ScoreSdePipelineOutput(images=images) if return_dict else (images,)
 
+    @own_run
     @torch.no_grad()
     def code(
         self,
@@ -193,28 +196,31 @@ class ScoreSdeEditPipeline(FlowPipelineBase):
 
         Reference: van Delft et al. 2024, arXiv:2408.12418. Deviations: the published code clips at every step of a
         fixed DDIM grid on the way to the latent, and follows the Langevin steps by one more without noise.
+
+        `pipe._interrupt = True` ends the Langevin steps; the latent of that moment is decoded.
         """
         end = self._first_time(sampling_eps, self.scheduler.config.sampling_eps)
+        time = real_number("time", time)
         if not end < time <= 1:
             raise ValueError(f"`time` is {time}; it must lie above {end:.3g}, where the images lie, and be at most 1.")
-        if type(num_langevin_steps) is not int or num_langevin_steps < 0:
-            raise ValueError(f"`num_langevin_steps` is {num_langevin_steps!r}; it must be an integer of at least 0.")
+        num_langevin_steps = whole_number("num_langevin_steps", num_langevin_steps, at_least=0)
+        confidence = None if confidence is None else real_number("confidence", confidence)
         if confidence is not None and not 0 <= confidence < math.inf:
             raise ValueError(f"`confidence` is {confidence}; it must be finite and at least 0, or `None`.")
-        corrector = make_corrector("ald", self.scheduler.sde, snr)
+        corrector = make_corrector("ald", self.scheduler.sde, real_number("snr", snr))
         self._check_output_type(output_type)
         x_0, padding = self._read(image)
-        self._check_samples(len(x_0), num_samples, generator)
+        num_samples = self._check_samples(len(x_0), num_samples, generator)
 
-        options = {"solver": solver, "rtol": rtol, "atol": atol, "max_nfe": max_nfe}
+        options = self._solver_options(solver, rtol, atol, max_nfe)
         there = self._flow(x_0, end, time, options)
         latents = self._clip(there.x, time, confidence).repeat_interleave(num_samples, dim=0)
-        latents = self._langevin(latents, time, corrector, num_langevin_steps, generator)
+        latents, steps_made = self._langevin(latents, time, corrector, num_langevin_steps, generator)
         back = self._flow(latents, time, end, options)
 
         images = self._to_images(padding.crop(back.x), output_type)
         self.maybe_free_model_hooks()
-        nfe = there.nfe.repeat_interleave(num_samples) + num_langevin_steps + back.nfe
+        nfe = there.nfe.repeat_interleave(num_samples) + steps_made + back.nfe
         success = there.success.repeat_interleave(num_samples) & back.success
         fields = (images, latents, nfe, back.error, success)
         return ScoreSdeCodeOutput(*fields) if return_dict else fields
@@ -226,9 +232,10 @@ class ScoreSdeEditPipeline(FlowPipelineBase):
         padding = Padding(*images.shape[2:], size_factor(self.unet))
         return padding.pad(self._to_data_range(images.to(self._execution_device))), padding
 
-    def _check_samples(self, num_images: int, num_samples: int, generator: Generators) -> None:
-        self._check_count("num_samples", num_samples)
+    def _check_samples(self, num_images: int, num_samples: int, generator: Generators) -> int:
+        num_samples = whole_number("num_samples", num_samples)
         self._check_generator(generator, num_images * num_samples)
+        return num_samples
 
     def _flow(self, x: torch.Tensor, t_start: float, t_end: float, options: dict) -> FlowResult:
         return probability_flow(self.scheduler.sde, self._score_function(), x, t_start, t_end, **options)
@@ -243,18 +250,22 @@ class ScoreSdeEditPipeline(FlowPipelineBase):
         return x.clamp(alpha * low - confidence * sigma, alpha * high + confidence * sigma)
 
     def _langevin(self, x: torch.Tensor, time: float, corrector, num_steps: int, generator: Generators):
-        """Steps of a corrector at one time."""
-        score_fn, guard = self._score_function(), FiniteGuard()
+        """State after steps of a corrector at one time, and their number, fewer if the run is stopped."""
+        score_fn, guard, made = self._score_function(), FiniteGuard(), 0
         t, rows = torch.tensor(time, dtype=torch.float64), x.new_full((len(x),), time)
         for i in self.progress_bar(range(num_steps)):
+            if self.interrupt:
+                break
             noise = randn_tensor(x.shape, generator, x.device, x.dtype)
             x, _ = corrector.update(x, t, t, score_fn(x, rows), noise)
-            guard.watch(x, i, last=i == num_steps - 1)
-        return x
+            guard.watch(x, i, last=self.interrupt or i == num_steps - 1)
+            made = i + 1
+        return x, made
 
 
 def _num_steps(strength: float, num_inference_steps: int) -> int:
     """Steps that `strength` makes of a grid."""
+    strength = real_number("strength", strength)
     if not 0 < strength <= 1:
         raise ValueError(f"`strength` is {strength}; it must lie in (0, 1], 1 for all steps.")
     number = round(strength * num_inference_steps)

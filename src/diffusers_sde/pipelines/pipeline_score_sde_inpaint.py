@@ -7,11 +7,13 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 from PIL import Image
 
+from ..sde.arguments import whole_number
 from ..sde.operators import Mask
 from .base import AnyScheduler, ScoreNetwork
-from .image_input import ImageInput, read_images
+from .image_input import ImageInput, check_pil_mode, read_images
 from .output import ScoreSdePipelineOutput
 from .pipeline_score_sde_inverse_problem import ScoreSdeInverseProblemPipeline
+from .run import own_run
 
 
 class ScoreSdeInpaintPipeline(ScoreSdeInverseProblemPipeline):
@@ -42,6 +44,7 @@ class ScoreSdeInpaintPipeline(ScoreSdeInverseProblemPipeline):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -66,9 +69,10 @@ class ScoreSdeInpaintPipeline(ScoreSdeInverseProblemPipeline):
                 Images, uint8 or in [0, 1]; PIL and arrays have channels last, tensors first. Known pixels come back
                 as they are: the same bits of a tensor, the same 8-bit values of a PIL image.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them):
-                White where to repaint, black where known: one mask for all images or one per image, of their size, PIL
-                of any mode, arrays and tensors of one channel, bool, uint8 or in [0, 1]. Values of at least 0.5 are
-                white, as in diffusers' `VaeImageProcessor(do_binarize=True)`.
+                White where to repaint, black where known: one mask for all images or one per image, of their size.
+                PIL of any mode of 8 or 16 bits; arrays and tensors of shape (H, W) or (B, H, W), or with their one
+                channel, bool, whole numbers of 0 and 1, uint8, uint16 or in [0, 1]. Values of at least 0.5 are white,
+                as in diffusers' `VaeImageProcessor(do_binarize=True)`.
             num_samples (`int`, *optional*, defaults to 1):
                 Samples per image; those of the first image come first.
             method (`str`, *optional*, defaults to `"replacement"`): `"replacement"`, `"pigdm"` or `"dps"`.
@@ -95,7 +99,7 @@ class ScoreSdeInpaintPipeline(ScoreSdeInverseProblemPipeline):
                 or nothing known, or the state becomes NaN or infinite.
         """
         self._check_output_type(output_type)
-        self._check_count("num_samples", num_samples)
+        num_samples = whole_number("num_samples", num_samples)
         images = read_images(image, self.unet.config.in_channels)[0].to(self._execution_device)
         known = ~read_mask(mask_image, images).repeat_interleave(num_samples, dim=0)
         state = self._restore(
@@ -133,10 +137,7 @@ def read_mask(mask_image: ImageInput, images: torch.Tensor) -> torch.Tensor:
             to repaint or nothing known.
     """
     items = mask_image if isinstance(mask_image, list | tuple) else [mask_image]
-    try:
-        masks = read_images([_one_channel(item) for item in items], channels=1)[0]
-    except ValueError as error:
-        raise ValueError(f"`mask_image`, read as images of one channel: {error}") from error
+    masks = read_images([_one_channel(item) for item in items], channels=1, name="mask_image")[0]
     batch, _, height, width = images.shape
     if masks.shape[2:] != images.shape[2:] or len(masks) not in (1, batch):
         raise ValueError(
@@ -156,12 +157,19 @@ def read_mask(mask_image: ImageInput, images: torch.Tensor) -> torch.Tensor:
 
 
 def _one_channel(mask):
-    """A mask as `read_images` takes it: PIL in mode L, bool as uint8, a tensor (H, W) with its channel."""
+    """A mask as `read_images` takes it: one channel, in front for tensors; whole numbers 0 and 1 as levels."""
     if isinstance(mask, Image.Image):
-        return mask.convert("L")
+        if mask.mode in ("I", "F") or mask.mode.startswith("I;16"):
+            check_pil_mode(mask, 1, "mask_image")
+        else:
+            mask = mask.convert("L")
+        mask = np.array(mask)
     if isinstance(mask, np.ndarray):
-        return mask.astype(np.uint8) * 255 if mask.dtype == np.bool_ else mask
+        switches = mask.dtype.kind in "biu" and mask.size and mask.min() >= 0 and mask.max() <= 1
+        return mask.astype(np.uint8) * 255 if switches else mask
     if isinstance(mask, torch.Tensor):
-        mask = mask.to(torch.uint8) * 255 if mask.dtype is torch.bool else mask
-        return mask[None] if mask.ndim == 2 else mask
+        if not (mask.is_floating_point() or mask.is_complex()) and mask.numel():
+            values = mask.to(torch.int64)
+            mask = values.to(torch.uint8) * 255 if 0 <= int(values.min()) and int(values.max()) <= 1 else mask
+        return mask[..., None, :, :] if mask.ndim in (2, 3) else mask
     return mask

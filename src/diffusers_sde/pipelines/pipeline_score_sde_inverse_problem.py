@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import torch
 
+from ..sde.arguments import real_number, whole_number
 from ..sde.linear_inverse import LinearOperator, check_adjoint
 from ..sde.operators import Cropped
 from .base import AnyScheduler, ScoreNetwork
@@ -13,6 +14,7 @@ from .inverse import DPS, LinearCondition, PiGDM, Replacement
 from .loop import sample_predictor_corrector
 from .output import ScoreSdePipelineOutput
 from .padding import size_factor
+from .run import own_run
 
 METHODS = ("pigdm", "dps", "replacement")
 
@@ -47,6 +49,7 @@ class ScoreSdeInverseProblemPipeline(FlowPipelineBase):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -145,11 +148,15 @@ class ScoreSdeInverseProblemPipeline(FlowPipelineBase):
     ) -> torch.Tensor:
         """Final states of images of `size`, in the data range; arguments as in the call."""
         self._check_network()
-        self._check_count("num_samples", num_samples)
+        num_samples = whole_number("num_samples", num_samples)
         if num_inference_steps is None:
             num_inference_steps = self.scheduler.config.num_train_timesteps
-        self._check_count("num_inference_steps", num_inference_steps)
-        self._check_callback(callback_tensor_inputs)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
+        on_step_end = self._step_callback(callback, callback_tensor_inputs)
+        noise_std, guidance_scale, data_std = (
+            real_number(name, value)
+            for name, value in (("noise_std", noise_std), ("guidance_scale", guidance_scale), ("data_std", data_std))
+        )
         self._check_method(method, noise_std, guidance_scale, data_std)
 
         measurement = self._check_measurement(measurement, operator, size, num_samples)
@@ -162,7 +169,6 @@ class ScoreSdeInverseProblemPipeline(FlowPipelineBase):
         self.scheduler.set_timesteps(num_inference_steps, device=self._execution_device)
         self._num_timesteps = num_inference_steps
         x = condition.start(self._initial_state(latents, shape, generator))
-        on_step_end = self._on_step_end(callback, callback_tensor_inputs)
         x = sample_predictor_corrector(self, x, generator, condition=condition, on_step_end=on_step_end)
         return inside.crop(x)
 

@@ -9,12 +9,14 @@ from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
 from ..sde import draw_probes, log_likelihood
+from ..sde.arguments import whole_number
 from ..sde.elbo import denoising_elbo, elbo_times
 from ..sde.precision import double_device, has_float64
 from .base import AnyScheduler, ScoreNetwork
 from .dequantization import DequantizationFunction, bits_per_dim, choose_bin_width, dequantize, draw_per_image
 from .flow import FlowPipelineBase
 from .image_input import ImageInput
+from .run import own_run
 
 
 @dataclass
@@ -101,6 +103,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -138,8 +141,9 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
             exact_trace (`bool`, *optional*, defaults to `False`):
                 Whether to take the divergence exactly, by as many products as an image has numbers.
             bin_width (`float`, *optional*):
-                Width of a level of the data in units of the image range [0, 1]; by default 1/256 for images given in
-                8 bits and for uniform dequantization. Without one there are no bits per dimension.
+                Width of a level of the data in units of the image range [0, 1]; by default 1/65536 for images given
+                in 16 bits, 1/256 for those given in 8 bits and for uniform dequantization. Without one there are no
+                bits per dimension.
             solver (`str`, *optional*, defaults to `"adams"`):
                 `"adams"` (multistep, few evaluations) or `"dopri5"` (Runge-Kutta 5(4)), both with a step size per
                 image.
@@ -163,17 +167,17 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
         Raises:
             ValueError: if an argument is not allowed.
         """
-        self._check_count("num_dequantizations", num_dequantizations)
+        num_dequantizations = whole_number("num_dequantizations", num_dequantizations)
         if num_dequantizations > 1 and dequantization == "none":
             raise ValueError("`num_dequantizations` is above 1 with dequantization='none', which draws nothing.")
         images, bin_width = self._prepare(image, dequantization, bin_width, generator)
         start = self._first_time(sampling_eps, 0.0)
         states = [self._dequantized(images, dequantization, bin_width, generator) for _ in range(num_dequantizations)]
         if not exact_trace and probes is None:
-            self._check_count("num_probes", num_probes)
+            num_probes = whole_number("num_probes", num_probes)
             probes = _draw_probes(probe_kind, num_probes, states[0], generator)
-        settings = {"rtol": rtol, "atol": atol, "max_nfe": max_nfe, "t_start": start, "solver": solver}
-        settings |= {"probes": probes, "exact_trace": exact_trace, "check": check}
+        settings = self._solver_options(solver, rtol, atol, max_nfe, check)
+        settings |= {"t_start": start, "probes": probes, "exact_trace": exact_trace}
         score_fn = self._score_function()
         results = [log_likelihood(self.scheduler.sde, score_fn, x_0, **settings) for x_0 in states]
         self.maybe_free_model_hooks()
@@ -186,6 +190,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
         output = ScoreSdeLikelihoodPipelineOutput(nats, bits, latents, nfe, standard_error, bits_error, error, success)
         return output if return_dict else _fields(output)
 
+    @own_run
     @torch.no_grad()
     def elbo(
         self,
@@ -223,7 +228,7 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
 
         Reference: Song et al. 2021, arXiv:2101.09258, Thm. 3 and App. B.
         """
-        self._check_count("num_times", num_times)
+        num_times = whole_number("num_times", num_times)
         images, bin_width = self._prepare(image, dequantization, bin_width, generator)
         x_0 = self._dequantized(images, dequantization, bin_width, generator)
         start = self._first_time(sampling_eps, 0.0)
@@ -255,9 +260,9 @@ class ScoreSdeLikelihoodPipeline(FlowPipelineBase):
     def _prepare(self, image, dequantization, bin_width, generator) -> tuple[torch.Tensor, float | None]:
         """Images in [0, 1] and the bin width of the data; checks what both calls share."""
         self._check_network()
-        images, eight_bit = self._read_images(image)
+        images, levels = self._read_images(image)
         self._check_generator(generator, len(images))
-        return images, choose_bin_width(bin_width, dequantization, eight_bit)
+        return images, choose_bin_width(bin_width, dequantization, levels)
 
     def _dequantized(self, images, dequantization, bin_width, generator) -> torch.Tensor:
         return self._to_data_range(dequantize(images, dequantization, bin_width, generator))

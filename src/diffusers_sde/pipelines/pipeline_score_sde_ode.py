@@ -8,11 +8,13 @@ from diffusers.utils import BaseOutput
 from PIL import Image
 
 from ..sde import probability_flow, score_to_denoised
+from ..sde.arguments import real_number, whole_number
 from ..sde.precision import in_double
 from .base import AnyScheduler, ScoreNetwork
 from .flow import FlowPipelineBase
 from .image_input import ImageInput
 from .output import ScoreSdePipelineOutput
+from .run import own_run
 
 
 @dataclass
@@ -58,6 +60,12 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
 
     The solver adapts to each image; an image does not depend on those drawn with it.
 
+    `success` and `error` are about the solver, not about the images: the flow of a VE network leads to noise wherever
+    the network is poor at high noise levels, since nothing on its way corrects what was wrong there. Of the embedded
+    VE model nearly every second image is noise at any tolerance, and so are `decode` and `interpolate` of drawn
+    latents. Draw from such networks by [`ScoreSdePipeline`], whose steps add noise anew; networks of VP and sub-VP
+    hardly have the fault.
+
     Args:
         unet ([`NCSNppModel`] or [`UNet2DModel`]): Network with the calling convention of `UNet2DModel`.
         scheduler ([`ScoreSdeVeScheduler`], [`ScoreSdeVpScheduler`], [`ScoreSdeSubVpScheduler`] or one of diffusers'):
@@ -79,6 +87,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
     def __init__(self, unet: ScoreNetwork, scheduler: AnyScheduler):
         super().__init__(unet, scheduler)
 
+    @own_run
     @torch.no_grad()
     def __call__(
         self,
@@ -136,8 +145,9 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         """
         self._check_network()
         self._check_output_type(output_type)
-        self._check_count("batch_size", batch_size)
+        batch_size = whole_number("batch_size", batch_size)
         self._check_generator(generator, batch_size)
+        temperature = real_number("temperature", temperature)
         if not 0 <= temperature < float("inf"):
             raise ValueError(f"`temperature` is {temperature}; it must be finite and at least 0.")
         height, width = self._image_size(height, width)
@@ -154,6 +164,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         fields = (images, latents, nfe, flow.error, flow.success)
         return ScoreSdeOdePipelineOutput(*fields) if return_dict else fields
 
+    @own_run
     @torch.no_grad()
     def encode(
         self,
@@ -201,10 +212,9 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         Raises:
             ValueError: if an argument is not allowed.
         """
-        if latents.ndim != 4 or len(latents) == 0:
-            raise ValueError(
-                f"`latents` has shape {tuple(latents.shape)}; (batch, channels, height, width) is needed."
-            )
+        if not isinstance(latents, torch.Tensor) or latents.ndim != 4 or len(latents) == 0:
+            seen = f"shape {tuple(latents.shape)}" if isinstance(latents, torch.Tensor) else type(latents).__name__
+            raise ValueError(f"`latents` has {seen}; a tensor (batch, channels, height, width) is needed.")
         height, width = latents.shape[2:]
         return self(batch_size=len(latents), latents=latents, height=height, width=width, **options)
 
@@ -227,9 +237,8 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         Raises:
             ValueError: if an argument is not allowed.
         """
-        self._check_count("batch_size", batch_size)
-        if type(n) is not int or n < 2:
-            raise ValueError(f"`n` is {n!r}; it must be an integer of at least 2, the two ends included.")
+        batch_size = whole_number("batch_size", batch_size)
+        n = whole_number("n", n, at_least=2)  # the two ends included
         self._check_output_type(options.get("output_type", "pil"))
         encoding = {
             k: options[k] for k in ("solver", "rtol", "atol", "max_nfe", "check", "sampling_eps") if k in options
@@ -250,7 +259,7 @@ class ScoreSdeOdePipeline(FlowPipelineBase):
         return self._first_time(sampling_eps, self.scheduler.config.sampling_eps)
 
     def _flow(self, x, t_start, t_end, solver, rtol, atol, max_nfe, check):
-        options = {"solver": solver, "rtol": rtol, "atol": atol, "max_nfe": max_nfe, "check": check}
+        options = self._solver_options(solver, rtol, atol, max_nfe, check)
         return probability_flow(self.scheduler.sde, self._score_function(), x, t_start, t_end, **options)
 
 

@@ -1,10 +1,79 @@
-"""What is added to a repository that diffusers has saved: a clean index, and the stubs of the remote-code layout."""
+"""Repositories: the index of a stranger's one, checked; and what is added to one that diffusers has saved.
+
+What is added is a clean index, and the stubs of the remote-code layout.
+"""
 
 import json
+import os
+import sys
 from pathlib import Path
+from typing import Any
 
-from diffusers import DiffusionPipeline
+import diffusers
+from diffusers import DiffusionPipeline, ModelMixin, SchedulerMixin
 from diffusers.schedulers.scheduling_utils import SCHEDULER_CONFIG_NAME
+
+from ..loading import components, read_config
+
+
+def read_index(path: str | os.PathLike) -> dict[str, Any]:
+    """The content of a `model_index.json`.
+
+    Raises:
+        ValueError: if it is no JSON object, or names no class of a pipeline.
+    """
+    index = read_config(path)
+    check_index(index, path)
+    return index
+
+
+def check_index(index: dict[str, Any], where: object) -> None:
+    """Check what diffusers reads of a `model_index.json` besides the components.
+
+    Args:
+        index: content of the file.
+        where: file that the message begins with.
+
+    Raises:
+        ValueError: if it names no class of a pipeline, or has private entries of another type.
+    """
+    name = index.get("_class_name")
+    words = name if isinstance(name, list) else [name]
+    if len(words) not in (1, 2) or not all(isinstance(word, str) for word in words):
+        raise ValueError(f"{where}: `_class_name` is {name!r:.80}; it is the name of a pipeline class.")
+    for key in ("_use_default_values", "_ignore_files"):
+        if not isinstance(index.get(key, []), list):
+            raise ValueError(f"{where}: `{key}` is {index[key]!r:.80}; it is a list, or left out.")
+
+
+def checked_entry(component: str, entry: Any) -> Any:
+    """An entry of `model_index.json`, library and class, with classes of diffusers replaced by checked ones.
+
+    Args:
+        component: its name: "unet", "scheduler", ...
+        entry: as in the file.
+
+    Raises:
+        ValueError: for an entry of another form, or a class that these pipelines do not take.
+    """
+    if entry in ([None, None], (None, None)):
+        return entry
+    if not isinstance(entry, list | tuple) or len(entry) != 2 or not all(isinstance(word, str) for word in entry):
+        raise ValueError(f"model_index.json: `{component}` is {entry!r:.80}; it is a list of a library and a class.")
+    library, name = entry
+    kind, wanted = (SchedulerMixin, "scheduler") if component == "scheduler" else (ModelMixin, "network")
+    if library == "diffusers":
+        library = components.__name__
+    elif hasattr(diffusers.pipelines, library):
+        raise ValueError(f"model_index.json: `{component}` is a {name} of a pipeline of diffusers, not a {wanted}.")
+    module = sys.modules.get(library)
+    if module is not None:
+        cls = getattr(module, name, None)
+        if not (isinstance(cls, type) and issubclass(cls, kind)):
+            networks = " or ".join(("a score network of this package", *components.NETWORKS))
+            allowed = "a scheduler of diffusers or of this package" if wanted == "scheduler" else networks
+            raise ValueError(f"model_index.json: `{component}` is {name!r:.80} of {entry[0]}; allowed is {allowed}.")
+    return [library, name]
 
 
 def finish_repository(folder: Path, pipeline: DiffusionPipeline, remote_code: bool) -> None:
@@ -46,4 +115,4 @@ def repository_scheduler_config(network) -> dict | None:
     path = Path(folder).parent / "scheduler" / SCHEDULER_CONFIG_NAME
     if not folder or not path.is_file():
         return None
-    return json.loads(path.read_text(encoding="utf-8"))
+    return read_config(path)

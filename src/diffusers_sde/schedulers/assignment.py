@@ -7,6 +7,7 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
+from diffusers import DDPMScheduler
 from diffusers.utils import logging
 
 from .base import ScoreSdeSchedulerBase
@@ -123,6 +124,8 @@ def _exact_solver(scheduler, process, known: Mapping[str, Any] | None):
             refuse(f"it cannot be built for the network's chain ({error})")
         foreign = {key: value for key, value in config.items() if key not in keys and not key.startswith("_")}
         solver.register_to_config(**foreign, **mark)
+    if process is None and known is None and isinstance(scheduler, DDPMScheduler):
+        return solver  # the chain of the training itself is what its network is for, however few its steps
     try:
         check_solver(solver)
     except ValueError as error:

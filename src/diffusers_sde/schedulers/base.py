@@ -6,6 +6,7 @@ import torch
 from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 
+from ..loading import CheckedConfig, check_config
 from ..sde import SDE, make_corrector, make_predictor
 from .config import TravellingConfig
 from .conventions import NetworkConventions
@@ -24,7 +25,7 @@ class ScoreSdeSchedulerOutput(BaseOutput):
     prev_sample_mean: torch.Tensor
 
 
-class ScoreSdeSchedulerBase(TravellingConfig, NetworkConventions):
+class ScoreSdeSchedulerBase(TravellingConfig, CheckedConfig, NetworkConventions):
     """Common part of the schedulers; concrete classes add diffusers' mixins, the config and the SDE.
 
     The time grid is that of the official sampler: `timesteps` runs evenly from 1 to `sampling_eps` in as many points
@@ -38,8 +39,8 @@ class ScoreSdeSchedulerBase(TravellingConfig, NetworkConventions):
     def _setup(self, sde: SDE) -> None:
         """Check config and SDE, and lay a grid of `num_train_timesteps`; the last line of every `__init__`."""
         config = self.config
-        _check_count("num_train_timesteps", config.num_train_timesteps, at_least=1)
-        _check_count("correct_steps", config.correct_steps, at_least=0)
+        settings = {key: value for key, value in config.items() if not key.startswith("_")}
+        check_config(type(self), settings, type(self).__name__)
         if not 0 <= config.sampling_eps < 1:
             raise ValueError(f"`sampling_eps` is {config.sampling_eps}; it is a time, at least 0 and below 1.")
         sde.check()

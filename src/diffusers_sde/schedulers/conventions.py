@@ -11,6 +11,7 @@ import torch
 
 from ..sde import SDE
 from ..sde.broadcasting import expand_to
+from .networks import check_labels, output_function
 
 ScoreFunction = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -67,16 +68,20 @@ class NetworkConventions:
 
         Args:
             network: called as `network(x, timestep).sample`. It gets `x` in the dtype of its own parameters; the score
-                is float32 or the dtype of `x`, whichever is wider.
+                is float32 or the dtype of `x`, whichever is wider. Between the labels of a network that takes whole
+                ones its output is interpolated.
 
         Returns:
             `(x, t) -> score` with t of shape (B,), differentiable with respect to `x` and the network's parameters.
+
+        Raises:
+            ValueError: if the network takes whole labels and the scheduler has none.
         """
-        dtype = next((p.dtype for p in network.parameters() if p.is_floating_point()), None)
+        check_labels(self, network)
+        output_of = output_function(network)
 
         def evaluate(x: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            output = network(x.to(dtype), timestep).sample
-            return output.to(torch.promote_types(x.dtype, torch.float32))
+            return output_of(x, timestep).to(torch.promote_types(x.dtype, torch.float32))
 
         return lambda x, t: self.score_from_output(self._output_at(evaluate, x, t), t)
 

@@ -4,6 +4,7 @@ import torch
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.schedulers.scheduling_utils import SchedulerMixin
 
+from ..loading.configs import BETAS, check_config
 from ..sde import VPSDE
 from ..sde.precision import in_double
 from .base import ScoreSdeSchedulerBase
@@ -59,6 +60,7 @@ class ScoreSdeVpScheduler(ScoreSdeSchedulerBase, SchedulerMixin, ConfigMixin):
 
     @classmethod
     def _settings_of_chain(cls, config, name: str) -> dict:
+        check_config(cls, {key: config[key] for key in config if key in BETAS}, name)
         return vp_settings(config, name)
 
     def _linear_betas(self) -> dict | None:

@@ -1,23 +1,46 @@
 """Files and folders that are complete or as they were, whenever the process is killed.
 
 What is being written stands beside its place under a hidden name and is renamed when it is on disk. A process that is
-killed leaves that hidden name behind and the place untouched; the next writer of the same place removes it.
+killed leaves that hidden name behind and the place untouched: `remove_partials` is for who holds the folder's lock.
 """
 
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 @contextmanager
-def replacement(path: str | Path) -> Iterator[Path]:
+def naming(path: str | Path) -> Iterator[None]:
+    """Turn errors of writing in the block into an `OSError` that names the file.
+
+    A full disk gives errors without a name, and one of its own class where safetensors writes.
+
+    Args:
+        path: what is written, by the name that a user knows.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
+    except OSError as error:
+        if error.filename is None:
+            raise OSError(error.errno, error.strerror or str(error), str(path)) from error
+        raise
+
+
+@contextmanager
+def replacement(path: str | Path, before: Callable[[Path], None] = lambda partial: None) -> Iterator[Path]:
     """Name of a file beside `path` to write to, which becomes `path` when the block ends without an error.
 
     Args:
         path: file to be written; its folder must exist.
+        before: called with the complete file before it gets its name.
 
     Raises:
         OSError: if the file cannot be written or renamed; `path` is as it was then.
@@ -26,12 +49,25 @@ def replacement(path: str | Path) -> Iterator[Path]:
     # With the name's ending, by which some writers choose the format, and the process, for runs that share a folder.
     partial = path.with_name(f".{path.stem}.{os.getpid()}{path.suffix}")
     try:
-        yield partial
-        with partial.open("rb+") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with naming(path):
+            yield partial
+            _to_disk(partial)
+            before(partial)
+            partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def remove_partials(folder: Path, stem: str) -> None:
+    """Remove what killed writers of files left in a folder.
+
+    Args:
+        folder: folder that no other run writes to, see `locked_folder`.
+        stem: regular expression of the files' names without their endings.
+    """
+    for path in folder.glob(".*"):
+        if re.fullmatch(rf"\.(?:{stem})\.\d+(?:\.[a-z]+)?", path.name) and not path.is_dir():
+            path.unlink()
 
 
 def write_bytes(path: str | Path, content: bytes) -> None:
@@ -110,10 +146,19 @@ def replacement_folder(target: str | Path) -> Iterator[Path]:
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
-        yield partial
-        replace_folder(partial, target)
+        with naming(target):
+            yield partial
+            for path in partial.rglob("*"):
+                if path.is_file():
+                    _to_disk(path)
+            replace_folder(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _to_disk(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _old_name(target: Path) -> Path:

@@ -13,6 +13,7 @@ from ..evaluation.splits import SplitImages
 from ..image_folder import load
 from ..pipelines import ScoreSdePipeline
 from ..seeding import derive_seed
+from ..store import locked_file
 from .corrector import CorrectorTuning
 from .distance import LargestDistance, largest_distance, widen
 from .images import choose_format, open_rows, pixels, survey
@@ -131,17 +132,18 @@ def run_snr(model: str | None, output: Path, device: str | None, dtype: torch.dt
     pipeline = load(ScoreSdePipeline, model, device=device, dtype=dtype, **sampler)
     metric, floor, num_data = _measure_data(pipeline, options)
     preparation = {name: options[name] for name in ("data", "data_config", "split", "image_column", "pad", "resize")}
-    tuning = CorrectorTuning(
-        pipeline,
-        metric,
-        output,
-        **{name: options[name] for name in ("num_samples", "steps", "seed", "batch_size", "overwrite")},
-        provenance={"model": model or "embedded", **preparation, "num_data": num_data},
-        floor=floor,
-    )
-    _run(tuning, options["snr_grid"])
-    for _ in range(options["refine"]):
-        _run(tuning, tuning.finer_grid())
+    with locked_file(output):
+        tuning = CorrectorTuning(
+            pipeline,
+            metric,
+            output,
+            **{name: options[name] for name in ("num_samples", "steps", "seed", "batch_size", "overwrite")},
+            provenance={"model": model or "embedded", **preparation, "num_data": num_data},
+            floor=floor,
+        )
+        _run(tuning, options["snr_grid"])
+        for _ in range(options["refine"]):
+            _run(tuning, tuning.finer_grid())
     describe_snr(tuning)
     return tuning
 

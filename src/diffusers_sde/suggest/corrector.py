@@ -11,7 +11,6 @@ and the same of differences between two values, group by group, whose noise is l
 Reference: Song et al. 2021, arXiv:2011.13456, App. G, whose authors chose snr by a grid search likewise.
 """
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -20,9 +19,10 @@ from pathlib import Path
 
 import torch
 
-from ..evaluation.provenance import as_json, model_settings, versions, write_json
+from ..evaluation.provenance import model_settings, versions
 from ..pipelines import ScoreSdePipeline
 from ..seeding import image_generators
+from ..store import as_json, check_file, check_settings, is_json_with, read_json, write_json
 from .metrics import Metric
 
 NUM_GROUPS = 8
@@ -75,7 +75,8 @@ class CorrectorTuning:
         self.steps = config.num_train_timesteps if self.steps is None else self.steps
         self.output = Path(self.output)
         self._record = {"settings": self._settings(), "floor": self.floor, "points": {}}
-        if self.output.is_file():
+        check_file(self.output, "a record of values of snr", is_json_with(settings=dict, points=dict))
+        if self.output.is_file() and self.output.stat().st_size:
             self._read()
 
     def _settings(self) -> dict:
@@ -92,16 +93,11 @@ class CorrectorTuning:
         return as_json(settings)
 
     def _read(self) -> None:
-        found = json.loads(self.output.read_text(encoding="utf-8"))
-        known, wanted = found.get("settings", {}), self._record["settings"]
-        if known == wanted:
+        found = read_json(self.output)
+        wanted = self._record["settings"]
+        where = {"place": self.output, "what": "values", "overwrite": self.overwrite}
+        if check_settings(found["settings"], wanted, **where):
             self._record = found
-        elif not self.overwrite:
-            differing = [key for key in sorted({*known, *wanted}) if known.get(key) != wanted.get(key)]
-            raise ValueError(
-                f"{self.output} holds values of other settings ({', '.join(differing)} differ). Choose another "
-                "--output, or pass --overwrite to replace them."
-            )
 
     @property
     def points(self) -> list[dict]:

@@ -1,6 +1,5 @@
 """The images of a data set: their sizes and modes, and their pixels in 8 bits as training sees them."""
 
-import io
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -9,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from PIL import Image
 
+from ..data import PictureHeader, encoded_images, header_of_row, picture_of_row
 from ..evaluation.splits import SplitImages
 from ..training.data import load_images
 from ..training.images import ImageFormat
@@ -53,7 +52,7 @@ class Survey:
 
     Args:
         sizes: number of images by (height, width).
-        modes: number of images by mode of PIL.
+        modes: number of images by mode: L, LA, RGB or RGBA.
     """
 
     sizes: Counter
@@ -63,23 +62,17 @@ class Survey:
 def survey(rows: "Rows") -> Survey:
     """Read the headers of all images, not their pixels."""
     sizes, modes = Counter(), Counter()
-    for image in _headers(rows):
-        sizes[image.height, image.width] += 1
-        modes[image.mode] += 1
+    for header in _headers(rows):
+        sizes[header.height, header.width] += 1
+        modes[header.mode] += 1
     return Survey(sizes, modes)
 
 
-def _headers(rows) -> Iterator[Image.Image]:
-    """The images, not decoded where they are encoded."""
-    if not hasattr(rows, "cast_column"):
-        yield from (rows[index]["image"] for index in range(len(rows)))
-        return
-    import datasets
-
-    for row in rows.cast_column("image", datasets.Image(decode=False)):
-        encoded = row["image"]
-        with Image.open(encoded["path"] if encoded["bytes"] is None else io.BytesIO(encoded["bytes"])) as image:
-            yield image
+def _headers(rows) -> Iterator[PictureHeader]:
+    """Sizes and modes, without decoding where images are encoded."""
+    rows = encoded_images(rows)
+    for index in range(len(rows)):
+        yield header_of_row(rows[index]["image"], index)
 
 
 def propose_size(found: Survey) -> tuple[int, int]:
@@ -99,20 +92,9 @@ def propose_size(found: Survey) -> tuple[int, int]:
 
 
 def propose_channels(found: Survey) -> int:
-    """The fewest channels to which all images can be brought without loss.
-
-    Raises:
-        ValueError: if an image is not 8-bit.
-    """
-    for channels in (1, 2, 3, 4):
-        try:
-            for mode in found.modes:
-                ImageFormat((1, 1), channels).prepare(Image.new(mode, (1, 1)))
-        except ValueError as error:
-            refusal = error
-        else:
-            return channels
-    raise refusal
+    """The fewest channels to which all images can be brought without loss."""
+    has_colour = any(mode.startswith("RGB") for mode in found.modes)
+    return (3 if has_colour else 1) + any(mode.endswith("A") for mode in found.modes)
 
 
 def choose_format(
@@ -163,7 +145,8 @@ def pixels(
         uint8, shape (len(indices), C, H, W).
     """
     images = np.empty((len(indices), image_format.channels, *image_format.size), dtype=np.uint8)
-    for place, index in enumerate(indices):
-        images[place] = image_format.crop(image_format.prepare(rows[int(index)]["image"]))
+    rows = encoded_images(rows)
+    for place, index in enumerate(map(int, indices)):
+        images[place] = image_format.crop(image_format.prepare(picture_of_row(rows[index]["image"], index)))
         on_progress(1)
     return torch.from_numpy(images)

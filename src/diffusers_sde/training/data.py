@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from ..data import picture_files
+
 if TYPE_CHECKING:
     import datasets
 
@@ -170,7 +172,8 @@ def local_files(path: Path) -> dict:
             return {"path": kind, "data_files": {"train": files}}
     if path.is_file():
         raise ValueError(f"--train_data_dir is the file {path}; allowed are a .parquet or .npz file, or a folder.")
-    if not any(file.suffix.lower() in ImageFolder.EXTENSIONS for file in path.rglob("*")):
+    others = (file for file in path.rglob("*") if file.suffix.lower() in ImageFolder.EXTENSIONS)
+    if not picture_files(path) and not any(file.is_file() for file in others):
         seen = sorted(entry.name for entry in path.iterdir())[:10]
         raise ValueError(
             f"no image and no parquet file under --train_data_dir {path} (it holds {seen or 'nothing'}); give a "

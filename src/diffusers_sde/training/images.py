@@ -5,8 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
+from ..data import flatten
+
 _MODE_OF_CHANNELS = {1: "L", 2: "LA", 3: "RGB", 4: "RGBA"}
-_CHANNELS_OF_MODE = {"1": 1, "L": 1, "LA": 2, "PA": 4, "RGB": 3, "RGBA": 4, "CMYK": 3, "YCbCr": 3, "HSV": 3, "LAB": 3}
+_CHANNELS_OF_MODE = {mode: channels for channels, mode in _MODE_OF_CHANNELS.items()}
 _LOSSLESS = {(1, 2), (1, 3), (1, 4), (2, 4), (3, 4)}
 
 
@@ -17,7 +19,7 @@ class ImageFormat:
     Args:
         size: (height, width) in pixels.
         channels: 1 grey, 2 grey + alpha, 3 RGB, 4 RGB + alpha.
-        convert: whether conversions that lose something (colour to grey, dropping alpha) are wanted.
+        convert: whether conversions that lose something (colour to grey, alpha to a black background) are wanted.
         pad: whether an image that fits inside `size` gets a black border instead of being resized.
         center_crop: whether the crop to `size` is central; else its place is drawn by the caller.
         crop_size: side in pixels of the central square that is cut out before all else.
@@ -89,13 +91,11 @@ class ImageFormat:
         target = _MODE_OF_CHANNELS[self.channels]
         if image.mode == target:
             return image
-        if image.mode == "P":
-            image = image.convert("RGBA" if "transparency" in image.info else "RGB")
         found = _CHANNELS_OF_MODE.get(image.mode)
         if found is None:
             raise ValueError(
-                f"the data set has an image of mode {image.mode!r}, which is not 8-bit; allowed are "
-                f"{', '.join(_CHANNELS_OF_MODE)} and P. Convert the images to 8 bits first."
+                f"the data set has an image of mode {image.mode!r}; allowed are {', '.join(_CHANNELS_OF_MODE)}, as "
+                "`data.read_picture` returns them."
             )
         if found != self.channels and (found, self.channels) not in _LOSSLESS and not self.convert:
             raise ValueError(
@@ -103,4 +103,4 @@ class ImageFormat:
                 f"{self.channels}. Pass --channels {self.channels} to convert the images, or take a network with "
                 f"in_channels = {found}."
             )
-        return image.convert(target)
+        return (image if target.endswith("A") else flatten(image)).convert(target)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from ..data import encoded_images, picture_of_row
 from .data import ArrayImages
 from .images import ImageFormat
 from .randomness import ShuffledOrder, crop_fractions, epoch_seed
@@ -59,7 +60,7 @@ class ImagesOnTheFly:
     """
 
     def __init__(self, dataset: "datasets.Dataset", image_format: ImageFormat, seed: int, num_threads: int = 0):
-        self.dataset = dataset
+        self.dataset = encoded_images(dataset)
         self.image_format = image_format
         self.seed = seed
         self.num_threads = num_threads
@@ -78,7 +79,8 @@ class ImagesOnTheFly:
 
         def decode(key: tuple[int, int]) -> np.ndarray:
             position, index = key
-            return decode_image(self.dataset[index]["image"], self.image_format, self.seed, position)
+            image = picture_of_row(self.dataset[index]["image"], index)
+            return decode_image(image, self.image_format, self.seed, position)
 
         return stack_batches(map_ahead(decode, keys(), self.num_threads, 2 * batch_size), batch_size)
 
@@ -112,10 +114,7 @@ class ImagesStreamed:
         num_threads: int = 0,
         buffer_size: int = 10000,
     ):
-        import datasets
-
-        self.dataset = dataset.cast_column("image", datasets.Image(decode=False))
-        self.decoder = datasets.Image()
+        self.dataset = encoded_images(dataset)
         self.image_format = image_format
         self.seed = seed
         self.num_threads = num_threads
@@ -127,7 +126,7 @@ class ImagesStreamed:
 
         def decode(item: tuple[int, dict]) -> np.ndarray:
             position, encoded = item
-            return decode_image(self.decoder.decode_example(encoded), self.image_format, self.seed, position)
+            return decode_image(picture_of_row(encoded, position), self.image_format, self.seed, position)
 
         first = next(starts)
         wanted = self._wanted(itertools.chain([first], starts), batch_size, self._rows(first))
@@ -241,7 +240,8 @@ def _decode_all(dataset, image_format: ImageFormat, show_progress: bool) -> torc
     from tqdm.auto import tqdm
 
     images = np.empty((len(dataset), image_format.channels, *image_format.size), dtype=np.uint8)
-    rows = (dataset[index] for index in range(len(dataset))) if isinstance(dataset, ArrayImages) else dataset
+    is_array = isinstance(dataset, ArrayImages)
+    rows = (dataset[index] for index in range(len(dataset))) if is_array else encoded_images(dataset)
     # A bar that goes to a file gets a line every few seconds.
     interval = 0.1 if sys.stderr.isatty() else 10.0
     bar = tqdm(
@@ -253,7 +253,7 @@ def _decode_all(dataset, image_format: ImageFormat, show_progress: bool) -> torc
         mininterval=interval,
     )
     for index, row in enumerate(bar):
-        prepared = image_format.prepare(row["image"])
+        prepared = image_format.prepare(picture_of_row(row["image"], index))
         if image_format.needs_random_crop(prepared):
             bar.close()
             return None
