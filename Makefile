@@ -14,6 +14,9 @@ OFFLINE := HF_HUB_OFFLINE=1 HF_HUB_DISABLE_TELEMETRY=1
 PYTEST := $(BIN)/pytest -q -rs
 PARALLEL := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false $(PYTEST) -n $(WORKERS) --dist loadfile
 
+# Run with a temporary folder of its own, removed afterwards with all that tests and their child processes left in it.
+within_temporary = folder=$$(mktemp -d) && { TMPDIR=$$folder $(1); status=$$?; rm -rf "$$folder"; exit $$status; }
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .NOTPARALLEL:
@@ -78,10 +81,10 @@ space: $(VENV)/.stamp-space  ## the Gradio Space on this machine, with the embed
 	$(BIN)/python spaces/app.py
 
 test: $(VENV)/.stamp-test  ## the tests, in under 10 minutes on 2 cores
-	@$(OFFLINE) $(PARALLEL)
+	@$(call within_temporary,$(OFFLINE) $(PARALLEL))
 
 test-slow: $(VENV)/.stamp-test  ## the tests marked slow
-	@$(OFFLINE) $(PARALLEL) -m "slow and not gpu and not network"
+	@$(call within_temporary,$(OFFLINE) $(PARALLEL) -m "slow and not gpu and not network")
 
 test-gpu: $(VENV)/.stamp-test  ## the tests marked gpu, on a machine with one
 	@$(OFFLINE) $(PYTEST) -m "gpu and not network"

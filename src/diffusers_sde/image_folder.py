@@ -29,6 +29,10 @@ from .store import (
 )
 
 GRID_NAME = "grid.png"
+FLOW_NOTE = (
+    "Note: the embedded model is poor at high noise. Its probability flow ends in noise for nearly every second draw, "
+    "and passes through it between two images; Predictor-Corrector sampling does not."
+)
 _MARKS = ("model", "scheduler", "dtype", "diffusers_sde")
 _RESULT = re.compile(r"\d{5,}\.png|grid\.png")
 _GRID_PIXELS = 2**25
@@ -59,7 +63,17 @@ def load(
         OSError: if there is no such model.
     """
     path = embedded_model_path() if model is None else model
-    pipeline = pipeline_class.from_pretrained(path, **(components or {}))
+    try:
+        pipeline = pipeline_class.from_pretrained(path, **(components or {}))
+    except OSError as error:
+        # Of a name that is no folder diffusers tells what kept it from the Hub, and not that it is no folder.
+        if Path(path).exists():
+            raise
+        reason = str(error).strip().split("\n")[-1][:200]
+        raise OSError(
+            f"there is no folder {path}, and no model of that name was found on the Hub or among its downloads "
+            f"({reason}). Give the folder of a pipeline, or ORG/NAME on the Hub."
+        ) from error
     overrides = {name: value for name, value in scheduler_overrides.items() if value is not None}
     unknown = [name for name in overrides if name not in pipeline.scheduler.config]
     if unknown:

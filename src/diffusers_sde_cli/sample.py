@@ -41,6 +41,7 @@ def sample(
 
     An interrupted run goes on where it stopped when it is started again with the same options.
     """
+    from diffusers_sde.image_folder import FLOW_NOTE
     from diffusers_sde.sampling import SampleSet, load_pipeline
 
     pipeline = load_pipeline(
@@ -52,6 +53,8 @@ def sample(
         snr=snr,
         probability_flow=probability_flow,
     )
+    if model is None and pipeline.scheduler.config.probability_flow:
+        click.echo(FLOW_NOTE, err=True)
     options = {"num_images": num_images, "steps": steps, "seed": seed, "overwrite": overwrite, "grid": grid}
     with SampleSet(pipeline, output, **options) as samples:
         samples.draw(batch_size)

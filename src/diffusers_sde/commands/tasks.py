@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..data import flatten, read_picture
-from ..image_folder import ImageFolder, load, pipeline_settings
+from ..image_folder import FLOW_NOTE, ImageFolder, load, pipeline_settings
 from ..pipelines.pipeline_score_sde_colorization import ScoreSdeColorizationPipeline
 from ..pipelines.pipeline_score_sde_edit import ScoreSdeEditPipeline
 from ..pipelines.pipeline_score_sde_inpaint import ScoreSdeInpaintPipeline, read_mask
@@ -142,6 +142,8 @@ def run_edit(strength: float, code: dict | None, options: dict) -> None:
 def run_interpolate(number: int, options: dict) -> None:
     """Write images between two."""
     pipeline = _load(ScoreSdeOdePipeline, options)
+    if options["model"] is None:
+        click.echo(FLOW_NOTE, err=True)
     inputs, names = read_inputs(pipeline, options)
     if len(inputs) != 2:
         raise click.UsageError(f"--interpolate goes from one image to another; {len(inputs)} given, not 2.")
