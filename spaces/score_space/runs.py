@@ -1,6 +1,6 @@
 """One run over a shared network: counted, stoppable, limited in time, with a look at what it is doing.
 
-Every run has a pipeline and a scheduler of its own, since schedulers have a state; only the network is shared. All
+Every run has a pipeline of its own, with the user's settings of the sampler; only the network is shared. All
 that a run does passes through `MeteredNetwork`, whatever the pipeline: there evaluations are counted, and there the
 run ends when it shall. It is stopped by closing its generator, which is what Gradio does when the user presses Stop or
 leaves the page, and ZeroGPU hands on to its own process.

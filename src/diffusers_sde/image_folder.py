@@ -90,7 +90,7 @@ def load(
 
 def pipeline_settings(pipeline: DiffusionPipeline) -> dict:
     """What of a pipeline fixes its images, as JSON takes it."""
-    name, embedded = pipeline.config.get("_name_or_path") or "", embedded_model_path()
+    name, embedded = pipeline.config.get("_name_or_path") or "", Path(embedded_model_path())
     if Path(name) == embedded:
         name = "embedded"
     elif Path(name).parent == embedded.parent:

@@ -352,6 +352,7 @@ GOOD = torch.zeros(2, 1, 8, 8)
         (np.zeros((8, 8, 3), np.uint8)[None], r"shape \(1, 8, 8, 3\); the network takes 1 channels"),
         (Image.new("RGB", (8, 8)), r"shape \(8, 8, 3\); the network takes 1 channels"),
         (Image.new("F", (8, 8)), r"mode 'F'"),
+        (Image.new("CMYK", (8, 8)), r"mode 'CMYK'; allowed are L, LA, RGB, RGBA and I;16"),
         (torch.zeros(1, 7, 8), r"7 x 8; this network takes positive multiples of 2"),
         ([], r"empty list"),
         ("image.png", r"is or has a str; give PIL images"),

@@ -61,7 +61,9 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     """Base of the pipelines over a score network and a scheduler.
 
     Args:
-        unet: network with the calling convention of `UNet2DModel`.
+        unet: network with the calling convention of `UNet2DModel`, `network(x, timestep).sample`, and `in_channels` and
+            `out_channels` in its config; `sample_size`, `center_input_sample` and `block_out_channels` are read if they
+            are there. Neither class- nor text-conditional.
         scheduler: of the process that the network was trained for. Here and by assignment: one of this package's;
             diffusers' `ScoreSdeVeScheduler` or `ScoreSdeVpScheduler`, replaced by ours; or a solver of diffusers',
             which is given the chain of the network, or replaced by ours in pipelines of another task.
@@ -339,7 +341,7 @@ def place(pipeline: ScoreSdePipelineBase, device: str | torch.device, dtype: tor
 
 
 def warn_of_scale(latents: torch.Tensor, prior_std: float) -> None:
-    """Warn of noise of another scale than the prior's: of unit variance where that has not, or ten times off.
+    """Warn of noise of another scale than the prior's: of unit variance where that has not, or ten times as large.
 
     Only what looks like independent noise is meant: latents of images have the scale that the flow gives them.
 
@@ -348,11 +350,10 @@ def warn_of_scale(latents: torch.Tensor, prior_std: float) -> None:
         prior_std: standard deviation of noise there.
     """
     mean, std, chance = latents.mean(), latents.std(), 5 / latents.numel() ** 0.5
-    x, ratio = latents - mean, torch.maximum(std / prior_std, prior_std / std)
+    x, unit = latents - mean, max(prior_std, 1 / prior_std) >= 2
     neighbours = [(x * x.roll(1, dims=dim)).mean().abs() / std.square() for dim in (-2, -1)]
     noise = (torch.stack([mean.abs() / std, *neighbours]) < chance).all()
-    unit = (std - 1).abs() < chance
-    if bool(noise & ((ratio >= 10) | (unit & (ratio >= 2)))):
+    if bool(noise & ((std >= 10 * prior_std) | (((std - 1).abs() < chance) & unit))):
         logger.warning(
             f"`latents` has a standard deviation of {float(std):.4g}; noise at t = 1 has {prior_std:.4g} here. They "
             "are taken as they are: multiply a draw of torch.randn by `pipe.scheduler.init_noise_sigma`."

@@ -32,9 +32,11 @@ def check_network(network) -> None:
     if isinstance(network, torch.nn.DataParallel | torch.nn.parallel.DistributedDataParallel):
         raise ValueError(f"`unet` is wrapped in {name}, which hides its config; give the network itself, unet.module.")
     config = getattr(network, "config", None)
-    missing = [f"`{key}`" for key in ("config", "dtype", "device") if getattr(network, key, None) is None]
+    missing = ["`config`"] if config is None else []
     if config is not None:
         missing += [f"`{key}` in its config" for key in _NEEDED if getattr(config, key, None) is None]
+    if not missing:  # diffusers' own `dtype` fails on networks without parameters
+        missing += [f"`{key}`" for key in ("dtype", "device") if getattr(network, key, None) is None]
     if missing:
         raise ValueError(f"the network, a {name}, has no {', no '.join(missing)}. {_CONVENTION}")
     classes = [f"{key} = {getattr(config, key)!r}" for key in _CLASS_KEYS if getattr(config, key, None) is not None]

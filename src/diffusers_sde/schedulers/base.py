@@ -8,6 +8,7 @@ from diffusers.utils.torch_utils import randn_tensor
 
 from ..loading import CheckedConfig, check_config
 from ..sde import SDE, make_corrector, make_predictor
+from ..sde.arguments import whole_number
 from .config import TravellingConfig
 from .conventions import NetworkConventions
 
@@ -78,7 +79,7 @@ class ScoreSdeSchedulerBase(TravellingConfig, CheckedConfig, NetworkConventions)
         Raises:
             ValueError: if the number is not allowed, or too small for the discretisation of VP.
         """
-        _check_count("num_inference_steps", num_inference_steps, at_least=1)
+        num_inference_steps = whole_number("num_inference_steps", num_inference_steps)
         self._lay_grid(num_inference_steps, device)
         if self.predictor.uses_discretization:
             self.sde.discretize(*self._predictor_times)  # refuses a grid that is too coarse, before any work
@@ -223,8 +224,3 @@ class ScoreSdeSchedulerBase(TravellingConfig, CheckedConfig, NetworkConventions)
         x_next, x_mean = part.update(x, t, s, score, noise)
         x_next, x_mean = x_next.to(sample.dtype), x_mean.to(sample.dtype)
         return ScoreSdeSchedulerOutput(x_next, x_mean) if return_dict else (x_next, x_mean)
-
-
-def _check_count(name: str, value: int, at_least: int) -> None:
-    if type(value) is not int or value < at_least:
-        raise ValueError(f"`{name}` is {value!r}; it must be an integer of at least {at_least}.")
