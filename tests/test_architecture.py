@@ -24,7 +24,7 @@ ALLOWED = {
     "schedulers": {"sde", "loading"},
     "models": {"loading"},
     "pipelines": {"sde", "schedulers", "models", "loading"},
-    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs", "data"},
+    "training": {"sde", "schedulers", "models", "pipelines", "seeding", "configs", "data", "store"},
     "evaluation": {"sde", "schedulers", "models", "pipelines", "seeding", "training", "optional", "store", "data"},
     "conversion": {"models", "schedulers", "configs", "store"},
     "store": set(),

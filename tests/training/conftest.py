@@ -100,6 +100,7 @@ def make_argv(data_dir, cache_dir, write_network, tmp_path):
             "save_images_steps": 0,
             "num_inference_steps": 3,
             "eval_batch_size": 3,
+            "save_images_time_share": 1,
             "logger": "none",
         } | changes
         if options["model_config_name_or_path"] is None:

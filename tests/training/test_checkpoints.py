@@ -97,6 +97,17 @@ DAMAGES = [
     (remove, "state is missing"),
     (without_manifest, "manifest.json is missing"),
     (manifest_cut, "manifest.json cannot be read"),
+    *(
+        (lambda folder, text=text: (folder / "manifest.json").write_text(text), "manifest.json cannot be read")
+        for text in (
+            *("null", "[]", "{}", '{"files": null}', '{"files": []}', '{"files": {}}', '{"files": {"state": null}}'),
+            *(
+                '{"files": {"state": {}}}',
+                '{"files": {"state": {"bytes": "10"}}}',
+                '{"files": {"../state": {"bytes": 1}}}',
+            ),
+        )
+    ),
 ]
 
 
@@ -111,10 +122,16 @@ def test_a_damaged_latest_checkpoint_is_told_and_the_one_before_is_used(run_dir,
     assert (run_dir / "damaged-checkpoint-10").is_dir()
 
 
-def test_when_all_are_damaged_there_is_no_latest(run_dir):
+def test_when_all_are_damaged_latest_is_an_error(run_dir):
+    """A new start would throw away days of training, with exit status 0; again when it is asked a second time."""
     for path in list_checkpoints(run_dir):
         cut(path)
-    assert find_checkpoint(run_dir, "latest") is None
+    for _ in range(2):
+        with pytest.raises(
+            ValueError, match=r"no checkpoint in .* is intact: checkpoint-10: state has 9 bytes.*anew by"
+        ):
+            find_checkpoint(run_dir, "latest")
+    assert names(run_dir) == ["checkpoint-2", "checkpoint-4", "checkpoint-10"]
 
 
 def test_a_damaged_checkpoint_that_was_named_is_refused(run_dir):

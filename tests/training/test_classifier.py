@@ -86,7 +86,7 @@ def test_the_output_is_the_averaged_classifier(make_args, tmp_path):
     run = tmp_path / "run"
     assert train_classifier(make_args(checkpointing_steps=3, logger="tensorboard")) == 4
     assert {path.name for path in run.iterdir()} == {
-        *("checkpoint-3", "checkpoint-4", "config.json", "history.jsonl", "logs", WEIGHTS)
+        *(".files.jsonl", "checkpoint-3", "checkpoint-4", "config.json", "history.jsonl", "logs", WEIGHTS)
     }
     assert same(run, run / "checkpoint-4" / "unet_ema")
     assert not same(run, run / "checkpoint-4" / "unet")

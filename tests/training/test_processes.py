@@ -99,9 +99,10 @@ def test_a_problem_of_the_main_process_ends_all(make_argv, tmp_path):
     [
         (None, None, 1, 4, (16, 1)),
         (None, 3, 5, 4, (3, 5)),
-        (128, None, 1, 4, (32, 1)),
+        (128, None, None, 4, (32, 1)),
         (128, None, 2, 4, (16, 2)),
-        (128, 8, 1, 4, (8, 4)),
+        (128, 8, None, 4, (8, 4)),
+        (128, 8, 4, 4, (8, 4)),
     ],
 )
 def test_batch_sizes(make_args, total, per_pass, passes, processes, expected):
@@ -111,10 +112,10 @@ def test_batch_sizes(make_args, total, per_pass, passes, processes, expected):
 
 
 @pytest.mark.parametrize(
-    ("per_pass", "by"), [(48, "--train_batch_size 48"), (None, "--gradient_accumulation_steps 3")]
+    ("per_pass", "passes", "by"), [(48, None, "--train_batch_size 48"), (None, 3, "--gradient_accumulation_steps 3")]
 )
-def test_a_total_that_cannot_be_shared_out(make_args, per_pass, by):
-    args = make_args(total_batch_size=128, train_batch_size=per_pass, gradient_accumulation_steps=3)
+def test_a_total_that_cannot_be_shared_out(make_args, per_pass, passes, by):
+    args = make_args(total_batch_size=128, train_batch_size=per_pass, gradient_accumulation_steps=passes)
     with pytest.raises(ValueError, match=f"--total_batch_size 128 cannot be shared out over 2 processes with {by}"):
         resolve_batch_sizes(args, 2)
 

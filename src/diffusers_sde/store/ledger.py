@@ -70,6 +70,10 @@ class Ledger:
         path = self.folder / name
         return self.lists(name) and is_plain_file(path) and file_digest(path) in self._hashes[name]
 
+    def all_names(self) -> list[str]:
+        """Names of the listed files, those in folders below included, sorted."""
+        return sorted(self._hashes)
+
     def names(self) -> list[str]:
         """Names of the listed files, sorted; those in folders below are left out."""
         return sorted(name for name in self._hashes if name == os.path.basename(name) and name not in ("", ".", ".."))

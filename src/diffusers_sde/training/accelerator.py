@@ -16,8 +16,14 @@ def resolve_batch_sizes(args: argparse.Namespace, num_processes: int) -> None:
     """
     total, per_pass, passes = args.total_batch_size, args.train_batch_size, args.gradient_accumulation_steps
     if total is None:
-        args.train_batch_size = per_pass or DEFAULT_BATCH_SIZE
+        args.train_batch_size, args.gradient_accumulation_steps = per_pass or DEFAULT_BATCH_SIZE, passes or 1
         return
+    if per_pass and passes and total != num_processes * per_pass * passes:
+        raise ValueError(
+            f"--total_batch_size {total} is not {num_processes} processes x --train_batch_size {per_pass} x "
+            f"--gradient_accumulation_steps {passes} = {num_processes * per_pass * passes}; leave one of them out."
+        )
+    passes = passes or 1
     shares = num_processes * (per_pass or passes)
     if total % shares:
         by = "--train_batch_size" if per_pass else "--gradient_accumulation_steps"
@@ -28,7 +34,7 @@ def resolve_batch_sizes(args: argparse.Namespace, num_processes: int) -> None:
     if per_pass:
         args.gradient_accumulation_steps = total // shares
     else:
-        args.train_batch_size = total // shares
+        args.train_batch_size, args.gradient_accumulation_steps = total // shares, passes
 
 
 def build_accelerator(args: argparse.Namespace):
@@ -62,6 +68,9 @@ def build_accelerator(args: argparse.Namespace):
             "data parallelism by `accelerate config`, and --gradient_checkpointing for less memory."
         )
     args.mixed_precision = accelerator.mixed_precision
+    if args.gradient_accumulation_steps is None and accelerator.gradient_accumulation_steps > 1:
+        # That of accelerate's own environment.
+        args.gradient_accumulation_steps = accelerator.gradient_accumulation_steps
     resolve_batch_sizes(args, accelerator.num_processes)
     accelerator.gradient_accumulation_steps = args.gradient_accumulation_steps
     return accelerator

@@ -6,17 +6,18 @@ from pathlib import Path
 
 from .data import where_of
 from .history import read_history
+from .output import OutputFolder
 from .plan import describe_plan
 from .presets import preset_defaults, read_preset
 
-CURVES_NAME = "curves.png"
+CARD_NAME, CURVES_NAME = "README.md", "curves.png"
 
 
-def write_card(output_dir: Path, args, network, scheduler, step: int, num_processes: int) -> None:
+def write_card(output: OutputFolder, args, network, scheduler, step: int, num_processes: int) -> None:
     """Write README.md, and the curves as a picture, each complete or as before.
 
     Args:
-        output_dir: of the run, with its history and sample grids.
+        output: folder of the run, with its history and sample grids.
         args: of the run, with precision and batch sizes resolved.
         network: that was trained.
         scheduler: of its SDE.
@@ -25,8 +26,8 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
     """
     from huggingface_hub import ModelCardData
 
-    history = read_history(output_dir)
-    curves = draw_curves(history, output_dir / CURVES_NAME)
+    output_dir, history = output.folder, read_history(output.folder)
+    curves = draw_curves(history, output)
     sde = type(scheduler.sde).__name__.removesuffix("SDE").replace("Sub", "sub-")
     where = where_of(args)
     data = where["dataset_name"] or Path(where["train_data_dir"]).name
@@ -36,7 +37,7 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
         tags=["diffusers", "score-sde", "unconditional-image-generation"],
         datasets=[where["dataset_name"]] if where["dataset_name"] else None,
     )
-    grids = sorted((output_dir / "samples").glob("step-*.png"), key=lambda path: int(path.stem.removeprefix("step-")))
+    grids = output.grids()
     name = args.hub_model_id or output_dir.resolve().name
     plan = describe_plan(args, network, scheduler, num_processes)
     parts = [
@@ -45,7 +46,7 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
         f"A score-based generative model of images ({sde} SDE) after [Song et al. 2021]"
         f"(https://arxiv.org/abs/2011.13456), trained for {step} steps on `{data}`. "
         f"The weights are an exponential moving average with decay {args.ema_decay:g}.",
-        f"![Samples](samples/{grids[-1].name})" if grids else "",
+        f"![Samples]({grids[-1]})" if grids else "",
         "## Use\n\n```python\nimport diffusers_sde\nfrom diffusers import DiffusionPipeline\n\n"
         f'pipeline = DiffusionPipeline.from_pretrained("{name}")\nimage = pipeline().images[0]\n```',
         "## Training\n\n" + "\n".join(f"- {line}" for line in plan),
@@ -53,9 +54,8 @@ def write_card(output_dir: Path, args, network, scheduler, step: int, num_proces
         f"![Loss and gradient norm]({CURVES_NAME})" if curves else "",
         _table(history),
     ]
-    partial = output_dir / ".partial-README.md"
-    partial.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
-    partial.replace(output_dir / "README.md")
+    with output.file(CARD_NAME) as path:
+        path.write_text("\n\n".join(part for part in parts if part) + "\n", encoding="utf-8")
 
 
 def command(args) -> str:
@@ -84,7 +84,7 @@ def _text(value) -> str:
     return "x".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
-def draw_curves(history: list[dict], path: Path) -> bool:
+def draw_curves(history: list[dict], output: OutputFolder) -> bool:
     """Draw loss, loss by noise level and gradient norm over the steps; whether there was anything to draw with."""
     entries = [entry for entry in history if entry.get("loss") is not None]
     try:
@@ -114,9 +114,8 @@ def draw_curves(history: list[dict], path: Path) -> bool:
         axes.set(title=title, xlabel="step", yscale="log" if lowest > 0 else "linear")
         axes.grid(alpha=0.3)
     left.legend(fontsize=7)
-    partial = path.with_name(f".partial-{path.name}")
-    figure.savefig(partial, dpi=110, format="png")
-    partial.replace(path)
+    with output.file(CURVES_NAME) as path:
+        figure.savefig(path, dpi=110, format="png")
     return True
 
 

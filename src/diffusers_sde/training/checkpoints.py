@@ -1,8 +1,9 @@
 """Checkpoint folders `checkpoint-N` that are complete and intact, or not used.
 
 A checkpoint is written beside its place, gets a manifest of sizes and checksums, and is renamed when it is on disk;
-older ones are removed after that. It holds `unet/`, `unet_ema/` (diffusers format), `optimizer.bin`, `scheduler.bin`,
-`random_states_R.pkl` (accelerate), `training_args.json` and `manifest.json`.
+older ones are removed after that. It holds `unet/`, `unet_ema/` (diffusers format), `optimizer.bin`,
+`random_states_R.pkl` (accelerate), `training_args.json` and `manifest.json`, whose hash goes into the record of the
+output folder: a checkpoint that another run wrote, or that was changed since, is told from the run's own.
 """
 
 import hashlib
@@ -16,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
 
-from .ema import load_average, read_weights, save_average
+from ..store import Ledger, file_digest, read_json, replace_folder
+from .ema import save_average
 
 if TYPE_CHECKING:
     import accelerate
@@ -27,6 +29,12 @@ logger = logging.getLogger(__name__)
 LATEST = "latest"
 ARGS_NAME = "training_args.json"
 MANIFEST_NAME = "manifest.json"
+
+
+_OWN_NAMES = re.compile(
+    r"unet(_ema)?/(config\.json|diffusion_pytorch_model.*)|(optimizer|scheduler)\.bin|scaler\.pt|random_states_\d+\.pkl"
+    r"|training_args\.json|manifest\.json"
+)
 
 
 class CheckpointError(OSError):
@@ -49,32 +57,28 @@ def _is_checkpoint(path: Path) -> bool:
     return path.is_dir() and re.fullmatch(r"checkpoint-\d+", path.name) is not None
 
 
-def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
-    """The checkpoint that `--resume_from_checkpoint` means; damaged ones are told and set aside.
+def find_checkpoint(output_dir: str | Path, wanted: str, ledger: Ledger | None = None) -> Path | None:
+    """Resolve `--resume_from_checkpoint`; damaged checkpoints above the one that is used are logged and renamed.
 
     Args:
         output_dir: of the run.
         wanted: "latest", the path of a checkpoint, or the name of one in `output_dir`.
+        ledger: record of `output_dir`; checkpoints there that it does not list count as damaged.
 
     Returns:
         Its path; `None` if the latest was asked for and there is none.
 
     Raises:
-        ValueError: if a checkpoint that was named does not exist or is damaged; the message lists those that exist.
+        ValueError: if a checkpoint that was named does not exist or is damaged, or all are damaged; the message lists
+            those that exist.
     """
     if wanted == LATEST:
-        for path in reversed(list_checkpoints(output_dir)):
-            reason = damage(path)
-            if reason is None:
-                return path
-            logger.warning(f"{path} is damaged: {reason}; the one before it is used instead.")
-            set_aside(path, "damaged")
-        return None
+        return _find_latest(Path(output_dir), ledger)
     existing = list_checkpoints(output_dir)
     names = ", ".join(path.name for path in existing) or "no checkpoint"
     for path in (Path(wanted), Path(output_dir) / wanted):
         if _is_checkpoint(path):
-            reason = damage(path)
+            reason = damage(path) or _strangeness(path, output_dir, ledger)
             if reason is not None:
                 raise ValueError(f"{path} is damaged: {reason}. Resume from another one; {output_dir} holds {names}.")
             return path
@@ -84,10 +88,48 @@ def find_checkpoint(output_dir: str | Path, wanted: str) -> Path | None:
     )
 
 
+def _find_latest(output_dir: Path, ledger: Ledger | None) -> Path | None:
+    faults: list[tuple[Path, str]] = []
+    for path in reversed(list_checkpoints(output_dir)):
+        reason = damage(path) or _strangeness(path, output_dir, ledger)
+        if reason is None:
+            for other, fault in faults:
+                logger.warning(f"{other} is damaged: {fault}; the one before it is used instead.")
+                set_aside(other, "damaged")
+            return path
+        faults.append((path, reason))
+    if faults:
+        raise ValueError(
+            f"no checkpoint in {output_dir} is intact: {'; '.join(f'{p.name}: {fault}' for p, fault in faults)}. "
+            "Bring one back, or start anew by --overwrite_output_dir instead of --resume_from_checkpoint, or in another "
+            "folder."
+        )
+    return None
+
+
+def lists_checkpoints(ledger: Ledger) -> bool:
+    """Look whether a run recorded a checkpoint in its output folder."""
+    return any(re.fullmatch(rf"checkpoint-\d+/{MANIFEST_NAME}", name) for name in ledger.all_names())
+
+
+def _strangeness(path: Path, output_dir: str | Path, ledger: Ledger | None) -> str | None:
+    """Reason to take a checkpoint for that of another run, or for one changed since; `None` if it is the run's own.
+
+    Checkpoints that were copied into a folder without a record are taken as they are.
+    """
+    if ledger is None or path.resolve().parent != Path(output_dir).resolve() or not lists_checkpoints(ledger):
+        return None
+    if ledger.owns(f"{path.name}/{MANIFEST_NAME}"):
+        return None
+    return "it was written by another run, or changed since this run wrote it"
+
+
 def set_aside(path: Path, why: str) -> Path:
     """Rename `checkpoint-N` to `why-checkpoint-N`, which nothing here uses or removes; returns the new path."""
-    target = path.with_name(f"{why}-{path.name}")
-    shutil.rmtree(target, ignore_errors=True)
+    target, number = path.with_name(f"{why}-{path.name}"), 1
+    while target.exists():
+        number += 1
+        target = path.with_name(f"{why}-{path.name}-{number}")
     return path.rename(target)
 
 
@@ -109,10 +151,10 @@ def write_manifest(folder: Path) -> None:
 def damage(checkpoint: Path) -> str | None:
     """What is wrong with a checkpoint by its manifest; `None` if it is as it was written."""
     try:
-        files = json.loads((checkpoint / MANIFEST_NAME).read_text(encoding="utf-8"))["files"]
+        files = read_manifest(checkpoint)
     except FileNotFoundError:
         return f"{MANIFEST_NAME} is missing"
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, OSError):
         return f"{MANIFEST_NAME} cannot be read"
     for name, recorded in files.items():
         path = checkpoint / name
@@ -126,18 +168,53 @@ def damage(checkpoint: Path) -> str | None:
     return None
 
 
-def replace_folder(new: Path, target: Path) -> None:
-    """Put the complete folder `new` in the place of `target`, which need not exist."""
-    old = target.with_name(f".old-{target.name}")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    new.rename(target)
-    shutil.rmtree(old, ignore_errors=True)
+def read_manifest(checkpoint: Path) -> dict[str, dict]:
+    """Files of a checkpoint with "bytes" and "sha256", by names relative to its folder.
+
+    Raises:
+        ValueError: if the manifest has another shape, or lists no file.
+        OSError: if it cannot be read.
+    """
+    files = read_json(checkpoint / MANIFEST_NAME).get("files")
+    if not isinstance(files, dict) or not files:
+        raise ValueError(f"{checkpoint / MANIFEST_NAME} lists no files.")
+    for name, entry in files.items():
+        if not isinstance(entry, dict) or type(entry.get("bytes")) is not int or ".." in Path(name).parts:
+            raise ValueError(f"{checkpoint / MANIFEST_NAME} has no size of {name}.")
+    return files
+
+
+def foreign_files(checkpoint: Path, ledger: Ledger | None = None) -> list[str]:
+    """Names of what stands in a checkpoint folder and is not of a training run; all, if it is not known to be of one.
+
+    A checkpoint is known by its manifest, or if that is damaged by the record of the output folder.
+    """
+    try:
+        known = {*read_manifest(checkpoint), MANIFEST_NAME}
+    except (ValueError, OSError):
+        known = set()
+    found = [path for path in sorted(checkpoint.rglob("*")) if not path.is_dir() or path.is_symlink()]
+    names = [path.relative_to(checkpoint).as_posix() for path in found]
+    if not known and ledger is not None and ledger.lists(f"{checkpoint.name}/{MANIFEST_NAME}"):
+        return [name for name in names if not _OWN_NAMES.fullmatch(name)]
+    return [name for name in names if name not in known] or ([] if known else ["(nothing of a training run)"])
+
+
+def remove(checkpoint: Path) -> None:
+    """Remove a checkpoint; renamed first, so that one half removed is not taken for a whole one."""
+    doomed = checkpoint.with_name(f".{checkpoint.name}.old")
+    shutil.rmtree(doomed, ignore_errors=True)
+    checkpoint.rename(doomed)
+    shutil.rmtree(doomed, ignore_errors=True)
 
 
 def save_checkpoint(
-    accelerator: "accelerate.Accelerator", output_dir: str | Path, step: int, limit: int | None, arguments: dict
+    accelerator: "accelerate.Accelerator",
+    output_dir: str | Path,
+    step: int,
+    limit: int | None,
+    arguments: dict,
+    ledger: Ledger | None = None,
 ) -> Path:
     """Write `checkpoint-step`; every process must call it.
 
@@ -147,6 +224,7 @@ def save_checkpoint(
         step: optimiser steps taken.
         limit: how many checkpoints to keep, this one included; `None` for all.
         arguments: JSON-serialisable, written beside the state.
+        ledger: record of the folder, in the main process.
 
     Returns:
         The folder.
@@ -167,6 +245,10 @@ def save_checkpoint(
         if accelerator.is_main_process:
             (partial / ARGS_NAME).write_text(json.dumps(arguments, indent=2) + "\n")
             write_manifest(partial)
+            if target.exists() and foreign_files(target):
+                raise OSError(f"{target} holds files that no training run wrote; move it away")
+            if ledger is not None:
+                ledger.add(f"{target.name}/{MANIFEST_NAME}", file_digest(partial / MANIFEST_NAME))
             replace_folder(partial, target)
             remove_old(output_dir, target, limit)
     except (OSError, RuntimeError, SafetensorError) as error:
@@ -178,12 +260,24 @@ def save_checkpoint(
 
 def _cannot_write(target: Path, error: Exception) -> str:
     good = [path.name for path in list_checkpoints(target.parent)]
-    free = shutil.disk_usage(target.parent).free / 1e9
     rest = f"{good[-1]} is intact" if good else "there is no earlier one"
     return (
-        f"{target} could not be written ({error}); {rest}. The disk has {free:.1f} GB left. Free some space, or lower "
-        f"--checkpoints_total_limit, and go on by --resume_from_checkpoint {LATEST}."
+        f"{target} could not be written ({error}); {rest}. {_advice(target.parent, error)}, and go on by "
+        f"--resume_from_checkpoint {LATEST}."
     )
+
+
+_DISK_FULL = ("No space left", "Disk quota", "file write failed", "File too large")
+
+
+def _advice(folder: Path, error: Exception) -> str:
+    if not any(text in f"{error} {error.__cause__}" for text in _DISK_FULL):
+        return "Remove the cause"
+    try:
+        free = f"The disk has {shutil.disk_usage(folder).free / 1e9:.1f} GB left. "
+    except OSError:
+        free = ""
+    return f"{free}Free some space, or lower --checkpoints_total_limit"
 
 
 def remove_old(output_dir: str | Path, newest: Path, limit: int | None) -> None:
@@ -192,14 +286,15 @@ def remove_old(output_dir: str | Path, newest: Path, limit: int | None) -> None:
         return
     others = [path for path in list_checkpoints(output_dir) if path.name != newest.name]
     for path in others[: max(0, len(others) - (limit - 1))]:
-        # Renamed first, so that a checkpoint half removed is not taken for a whole one.
-        doomed = path.with_name(f".old-{path.name}")
-        path.rename(doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
+        foreign = foreign_files(path)
+        if foreign:
+            logger.warning(f"{path} stays: no training run wrote {', '.join(foreign[:3])} in it.")
+        else:
+            remove(path)
 
 
 def register_hooks(accelerator: "accelerate.Accelerator", ema: "EMAModel") -> None:
-    """Have `save_state` and `load_state` keep the network and its average in diffusers format.
+    """Have `save_state` keep the network and its average in diffusers format.
 
     Args:
         accelerator: whose only prepared model is the network.
@@ -214,17 +309,16 @@ def register_hooks(accelerator: "accelerate.Accelerator", ema: "EMAModel") -> No
         # What remains in `weights` accelerate would write a second time.
         weights.clear()
 
-    def load(models, folder):
-        network = accelerator.unwrap_model(models[0])
-        network.load_state_dict(read_weights(Path(folder) / "unet"))
-        load_average(network, ema, Path(folder) / "unet_ema")
-        # What remains in `models` accelerate would read a second time.
-        models.clear()
-
     accelerator.register_save_state_pre_hook(save)
-    accelerator.register_load_state_pre_hook(load)
 
 
 def read_arguments(checkpoint: Path) -> dict:
-    """What `save_checkpoint` got as `arguments`."""
-    return json.loads((checkpoint / ARGS_NAME).read_text())
+    """The `arguments` that `save_checkpoint` was given.
+
+    Raises:
+        ValueError: naming the file, if it is missing or holds something else.
+    """
+    try:
+        return read_json(checkpoint / ARGS_NAME)
+    except OSError as error:
+        raise ValueError(f"{checkpoint / ARGS_NAME} cannot be read ({error}). Resume from another one.") from error

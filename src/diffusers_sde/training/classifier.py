@@ -59,6 +59,8 @@ class ClassifierTrainer(Trainer):
         start: `time.monotonic()` at the start of the program.
     """
 
+    RESULTS = ("config.json", "diffusion_pytorch_model.safetensors")
+
     def _open_source(self):
         if not isinstance(self.network, NoiseConditionalClassifier):
             raise ValueError(

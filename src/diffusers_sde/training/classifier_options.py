@@ -10,6 +10,8 @@ from .options import (
     add_optimisation_flags,
     add_run_flags,
     check_args,
+    prefer_typed,
+    typed_options,
 )
 
 
@@ -22,6 +24,7 @@ def parse_classifier_args(argv: Sequence[str] | None = None) -> argparse.Namespa
     parser = build_classifier_parser()
     args = parser.parse_args(argv)
     try:
+        prefer_typed(args, typed_options(build_classifier_parser(), argv))
         check_args(args)
     except ValueError as error:
         parser.error(str(error))
@@ -57,6 +60,8 @@ _SCORE_NETWORKS_ONLY = {
     "save_images_steps": 0,
     "eval_batch_size": 1,
     "num_inference_steps": 1,
+    "save_images_sampler": "fast",
+    "save_images_time_share": 0.1,
 }
 
 

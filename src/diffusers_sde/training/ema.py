@@ -52,12 +52,17 @@ def load_average(network: torch.nn.Module, ema: "EMAModel", folder: Path) -> Non
         folder: written by `save_average` or by `EMAModel.save_pretrained`.
 
     Raises:
-        ValueError: if a file is missing.
+        ValueError: if a file is missing or does not fit.
     """
     weights = read_weights(folder)
     config = json.loads((folder / CONFIG_NAME).read_text())
     device = ema.shadow_params[0].device
     averages = [weights[name] for name, _ in network.named_parameters()]
+    for (name, parameter), average in zip(network.named_parameters(), averages, strict=True):
+        if parameter.shape != average.shape:
+            raise ValueError(f"{name} has shape {tuple(average.shape)}, the network's {tuple(parameter.shape)}.")
+    if type(config["optimization_step"]) is not int or config["optimization_step"] < 0:
+        raise ValueError(f"optimization_step is {config['optimization_step']!r}.")
     ema.load_state_dict({"optimization_step": config["optimization_step"], "shadow_params": averages})
     ema.to(device)
 

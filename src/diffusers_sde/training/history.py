@@ -4,6 +4,8 @@ import json
 import math
 from pathlib import Path
 
+from ..store import write_text
+
 NAME = "history.jsonl"
 
 
@@ -18,9 +20,7 @@ class History:
     def __init__(self, output_dir: str | Path, step: int):
         self.path = Path(output_dir) / NAME
         kept = [entry for entry in read_history(output_dir) if entry["step"] <= step]
-        partial = self.path.with_name(f".partial-{NAME}")
-        partial.write_text("".join(json.dumps(entry) + "\n" for entry in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(json.dumps(entry) + "\n" for entry in kept))
 
     def add(self, step: int, values: dict[str, float]) -> None:
         """Append one entry; what is not finite becomes null."""
@@ -30,9 +30,19 @@ class History:
 
 
 def read_history(output_dir: str | Path) -> list[dict]:
-    """The entries by rising step; a line that a crash cut off does not count."""
+    """The entries by rising step; a line that a crash cut off does not count.
+
+    Raises:
+        ValueError: naming the file, if a line is no entry.
+    """
     path = Path(output_dir) / NAME
     if not path.is_file():
         return []
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    try:
+        entries = [json.loads(line) for line in lines if line.endswith("\n")]
+        if any(type(entry["step"]) is not int for entry in entries):
+            raise TypeError
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise ValueError(f"{path} has lines that no run wrote. Move it away, and start again.") from None
+    return entries

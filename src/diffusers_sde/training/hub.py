@@ -25,6 +25,6 @@ def upload(args: argparse.Namespace, repository: str, step: int) -> None:
         repo_id=repository,
         folder_path=args.output_dir,
         commit_message=f"Step {step}",
-        ignore_patterns=["checkpoint-*", ".partial-*", ".old-*"],
+        ignore_patterns=["checkpoint-*", "*-checkpoint-*", ".*"],
         token=args.hub_token,
     )

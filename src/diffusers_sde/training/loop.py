@@ -2,49 +2,52 @@
 
 import argparse
 import contextlib
-import json
+import hashlib
 import logging
 import math
-import shutil
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
+from ..store import file_digest, locked_folder
 from . import checkpoints, hub, samples
 from .accelerator import build_accelerator
-from .card import write_card
+from .card import CARD_NAME, CURVES_NAME, write_card
 from .components import build_network, build_scheduler, check_fit, image_size, is_centered_by_network
 from .data import load_images, where_of
 from .ema import averaged_weights
 from .guard import FiniteGuard
-from .history import History
+from .history import NAME, History
 from .images import ImageFormat
 from .losses import denoising_score_matching_loss, sliced_score_matching_loss
 from .memory import keep_freed_memory
 from .options import SECRETS, check_args
+from .output import SAMPLES, OutputFolder, fresh_folder
 from .plan import describe_memory, describe_plan
 from .progress import LevelMeans, Progress
 from .randomness import PositionNoise, Purpose
+from .resuming import check_resumed, facts
+from .schedule import learning_rate_schedule
 from .sources import iterate_batches, open_source, to_data_range
+from .states import load_state, random_state, restore_random_state
 from .stopping import StopSignal
 from .times import NoiseLevels, TrainingTimes
 
 logger = logging.getLogger(__name__)
 
+DIGEST_IMAGES = 64
+"""Images by which a resumed run tells that its data are those of its checkpoint."""
+
 NUM_LEVELS = 5
 """Equal parts of the range of t for which the loss is told."""
 
-_RESUME_KEYS = (
-    "config set sde sigma_min sigma_max beta_min beta_max continuous num_train_timesteps training_eps loss "
-    "loss_weighting time_sampling loss_reduction random_flip uniform_dequantization resolution channels crop_size "
-    "pad center_crop streaming shuffle_buffer_size train_batch_size gradient_accumulation_steps learning_rate "
-    "lr_scheduler lr_warmup_steps seed mixed_precision num_processes num_images label_column"
-).split()
+DEFAULT_EPOCHS = 100
 
 
 def train(args: argparse.Namespace) -> int:
-    """Train as the options say, up to the last step, the time limit or SIGTERM; save checkpoint and pipeline.
+    """Train as the options say, up to the last step, the time limit or a signal; save checkpoint and pipeline.
 
     Args:
         args: from `parse_args`.
@@ -53,7 +56,8 @@ def train(args: argparse.Namespace) -> int:
         The number of optimiser steps taken in all; 0 with `--dry_run`, which only tells the plan.
 
     Raises:
-        ValueError: if options, data and network do not fit together.
+        ValueError: if options, data and network do not fit together, or --output_dir holds files of others or of
+            another run, or another run is at work there.
         CheckpointError: if the disk is full.
         FloatingPointError: if the gradient was not finite for many steps in a row; the state is saved.
     """
@@ -80,48 +84,68 @@ def tell_plan(args: argparse.Namespace) -> None:
 
 
 class Trainer:
-    """One run: everything that is built once, and the step.
+    """One run: everything that is built once, and the step. It holds the lock of its output folder until it ends.
 
     Args:
         args: from `parse_args`.
         start: `time.monotonic()` at the start of the program.
     """
 
-    def __init__(self, args: argparse.Namespace, start: float):
-        from accelerate.utils import set_seed
+    RESULTS = ("model_index.json", "unet", "scheduler", CARD_NAME, CURVES_NAME)
+    """Files and folders that a finished run leaves in its output folder."""
 
+    def __init__(self, args: argparse.Namespace, start: float):
         self.args = args
         self.output_dir = Path(args.output_dir)
         self.stop = StopSignal(args.max_train_seconds, start)
+        self._held = contextlib.ExitStack()
+        try:
+            self._build()
+        except BaseException:
+            self._held.close()
+            raise
+
+    def _build(self) -> None:
+        from accelerate.utils import set_seed
+
+        args = self.args
         self.accelerator = build_accelerator(args)
+        self.output: OutputFolder | None = None
         self.resume_from = self._agree_on_resume_point()
         set_seed(args.seed)
         self.scheduler = build_scheduler(args)
         self.times = build_times(args, self.scheduler)
         self.network = build_network(args)
         check_fit(self.network, self.scheduler)
-        self._prepare_output_dir()
+        self._prepare_repository()
         self.source = self._open_source()
         self.images_per_step = (
             args.train_batch_size * self.accelerator.num_processes * args.gradient_accumulation_steps
         )
         self.max_steps = args.max_train_steps or self._steps_of_epochs()
+        self.facts = facts(
+            self.network, self.scheduler, self.images_per_step, self.source.num_images, self._data_digest()
+        )
         self._prepare()
         # From here on the global generator is for dropout alone.
         set_seed(args.seed, device_specific=True)
         self.step = 0
+        self._updating = False
         if self.resume_from is not None:
             self._resume()
+        elif self.output is not None and args.overwrite_output_dir:
+            self.output.clear()
+        self.accelerator.wait_for_everyone()
 
     def _agree_on_resume_point(self) -> Path | None:
-        """The main process looks, and says to all what it found."""
+        """Lock the folder and find the resume point in the main process, and broadcast it or what is wrong."""
         from accelerate.utils import broadcast_object_list
 
         found: list = [None, None]
         if self.accelerator.is_main_process:
             try:
                 found[0] = self._find_resume_point()
-            except ValueError as error:
+            except (ValueError, OSError) as error:
                 found[1] = str(error)
         path, problem = broadcast_object_list(found)
         if problem is not None:
@@ -129,17 +153,29 @@ class Trainer:
         return path
 
     def _find_resume_point(self) -> Path | None:
-        args = self.args
-        if args.resume_from_checkpoint is None:
-            existing = checkpoints.list_checkpoints(args.output_dir)
-            if existing and not args.overwrite_output_dir:
-                raise ValueError(
-                    f"--output_dir {args.output_dir} holds {existing[-1].name} of an earlier run. Go on from it by "
-                    "--resume_from_checkpoint latest, start anew by --overwrite_output_dir, or choose another folder."
-                )
-            return None
-        found = checkpoints.find_checkpoint(args.output_dir, args.resume_from_checkpoint)
-        for path in checkpoints.list_checkpoints(args.output_dir):
+        args, output_dir = self.args, self.output_dir
+        if output_dir.exists() and not output_dir.is_dir():
+            raise ValueError(f"--output_dir {output_dir} is a file; name a folder.")
+        self._held.enter_context(locked_folder(output_dir))
+        self.output = OutputFolder(output_dir, self.RESULTS)
+        existing, anew = checkpoints.list_checkpoints(output_dir), args.overwrite_output_dir
+        if args.resume_from_checkpoint is None and existing and not anew:
+            raise ValueError(
+                f"--output_dir {output_dir} holds {existing[-1].name} of an earlier run. Go on from it by "
+                "--resume_from_checkpoint latest, start anew by --overwrite_output_dir, or choose another folder."
+            )
+        self.output.check(anew)
+        found = None
+        if args.resume_from_checkpoint is not None:
+            found = checkpoints.find_checkpoint(output_dir, args.resume_from_checkpoint, self.output.ledger)
+        if found is None and not anew and (self.output.has_results() or self.output.saved_before()):
+            raise ValueError(
+                f"--output_dir {output_dir} is of an earlier run, and has no checkpoint to go on from. Start anew by "
+                "--overwrite_output_dir instead of --resume_from_checkpoint, or choose another folder."
+            )
+        if found is not None:
+            self._check_options_of(found)
+        for path in checkpoints.list_checkpoints(output_dir):
             if found is not None and checkpoints.checkpoint_step(path) > checkpoints.checkpoint_step(found):
                 aside = checkpoints.set_aside(path, "abandoned")
                 logger.warning(f"{path.name} is later than {found}, from which this run goes on; it is now {aside}.")
@@ -148,14 +184,9 @@ class Trainer:
     def _steps_of_epochs(self) -> int:
         if self.source.num_images is None:
             raise ValueError("a stream of images tells its length only at its end; give --max_train_steps.")
-        return math.ceil(self.args.num_epochs * self.source.num_images / self.images_per_step)
+        return math.ceil((self.args.num_epochs or DEFAULT_EPOCHS) * self.source.num_images / self.images_per_step)
 
-    def _prepare_output_dir(self) -> None:
-        if self.accelerator.is_main_process:
-            self.output_dir.mkdir(parents=True, exist_ok=True)
-            if self.resume_from is None:
-                for path in checkpoints.list_checkpoints(self.output_dir):
-                    shutil.rmtree(path)
+    def _prepare_repository(self) -> None:
         self.repository = None
         if self.args.push_to_hub and self.accelerator.is_main_process:
             self.repository = hub.create_repository(self.args)
@@ -184,7 +215,6 @@ class Trainer:
         )
 
     def _prepare(self) -> None:
-        from diffusers.optimization import get_scheduler
         from diffusers.training_utils import EMAModel
 
         args, accelerator = self.args, self.accelerator
@@ -200,15 +230,15 @@ class Trainer:
             eps=args.adam_epsilon,
             fused=True,
         )
-        self.lr_scheduler = get_scheduler(
-            args.lr_scheduler, optimizer, num_warmup_steps=args.lr_warmup_steps, num_training_steps=self.max_steps
+        self.learning_rate = learning_rate_schedule(
+            args.lr_scheduler, args.learning_rate, args.lr_warmup_steps, self.max_steps
         )
         self.guard = FiniteGuard(optimizer, accelerator.device, scaled=accelerator.scaler is not None)
         self.max_grad_norm = args.max_grad_norm or math.inf
         self.centered = is_centered_by_network(self.network)
         # With update_after_step = -1 the decay after n updates is min(ema_decay, (1 + n) / (10 + n)).
         self.ema = EMAModel(self.network.parameters(), decay=args.ema_decay, update_after_step=-1, foreach=True)
-        self.model, self.optimizer, self.lr_scheduler = accelerator.prepare(self.network, optimizer, self.lr_scheduler)
+        self.model, self.optimizer = accelerator.prepare(self.network, optimizer)
         self.ema.to(accelerator.device)
         checkpoints.register_hooks(accelerator, self.ema)
         self.forward = torch.compile(self.model) if args.torch_compile else self.model
@@ -217,33 +247,63 @@ class Trainer:
     def _arguments(self) -> dict:
         """The options without secrets, and what else fixes the order of the data."""
         arguments = {name: value for name, value in vars(self.args).items() if name not in SECRETS}
-        return arguments | {"num_processes": self.accelerator.num_processes, "num_images": self.source.num_images}
+        counts = {"num_processes": self.accelerator.num_processes, "num_images": self.source.num_images}
+        return arguments | counts | {"facts": self.facts | {"num_images": self.source.num_images}}
+
+    def _data_digest(self) -> str | None:
+        """SHA-256 of some of the images; `None` for a stream, which begins only once."""
+        if self.source.num_images is None:
+            return None
+        count = min(self.source.num_images, DIGEST_IMAGES)
+        batches = iterate_batches(self.source, batch_size=count)
+        return hashlib.sha256(next(batches).numpy().tobytes()).hexdigest()
+
+    def _check_options_of(self, checkpoint: Path) -> None:
+        """Refuse what does not need network or data to be refused, before anything is set aside."""
+        before = checkpoints.read_arguments(checkpoint)
+        now = {name: value for name, value in vars(self.args).items() if name not in SECRETS}
+        check_resumed(before, now | {"facts": before.get("facts") or {}}, str(checkpoint))
 
     def _resume(self) -> None:
-        self.accelerator.load_state(str(self.resume_from))
-        self.step = checkpoints.checkpoint_step(self.resume_from)
         before = checkpoints.read_arguments(self.resume_from)
         if self.source.num_images is None:  # a stream knows its length only at its end
             self.source.num_images = before.get("num_images")
-        now = json.loads(json.dumps(self._arguments()))
-        for key in _RESUME_KEYS:
-            if key in before and before[key] != now[key]:
-                logger.warning(f"resumed with --{key} {now[key]} instead of {before[key]}: not the same run any more.")
+        changes = check_resumed(before, self._arguments(), str(self.resume_from))
+        same_processes = before.get("num_processes") in (None, self.accelerator.num_processes)
+        load_state(self.accelerator, self.ema, self.resume_from, same_processes)
+        self.step = checkpoints.checkpoint_step(self.resume_from)
+        if self.accelerator.is_main_process:
+            for change in changes:
+                logger.warning(f"resumed with {change}, from step {self.step + 1} on: not the same run any more.")
 
     def run(self) -> int:
         """Train, save, sample; returns the steps taken in all."""
+        with self._held:
+            return self._run()
+
+    def _run(self) -> int:
         args, accelerator = self.args, self.accelerator
         if args.logger != "none":
             config = {k: v if isinstance(v, (int, float, str)) else str(v) for k, v in self._arguments().items()}
-            accelerator.init_trackers("train_sde", config=config)
+            accelerator.init_trackers("train_sde")
+            log_options(accelerator, config)
         self._announce()
         self.progress = Progress(
             self.step, self.max_steps, self.images_per_step, accelerator.device, accelerator.is_local_main_process
         )
         self.saved_step = self.step if self.resume_from is not None else None
-        self.history = History(self.output_dir, self.step) if accelerator.is_main_process else None
+        self.history = None
+        if self.output is not None:
+            self.history = History(self.output_dir, self.step)
+            self.output.ledger.add(NAME, file_digest(self.output_dir / NAME))
+        self.budget, self._begun, self._first_step = (
+            samples.GridBudget(self._time_share()),
+            time.monotonic(),
+            self.step,
+        )
         with self.stop:
-            self._loop()
+            with self._saving_on_errors():
+                self._loop()
             self._finish()
         self.progress.close()
         accelerator.end_training()
@@ -258,10 +318,46 @@ class Trainer:
             f"steps: {self.step} of {self.max_steps} done",
         ):
             logger.info(line)
+        if self.args.lr_warmup_steps >= self.max_steps and self.args.lr_scheduler != "constant":
+            logger.warning(
+                f"--lr_warmup_steps {self.args.lr_warmup_steps} is not below the {self.max_steps} steps of the run: "
+                f"the learning rate ends at {self.learning_rate(self.max_steps - 1):.3g}."
+            )
+
+    def _time_share(self) -> float:
+        return self.args.save_images_time_share if self.args.save_images_sampler == "fast" else 1.0
+
+    @contextlib.contextmanager
+    def _saving_on_errors(self) -> Iterator[None]:
+        """Save the state of the last whole step before an error goes on, unless that may hide or worsen it."""
+        try:
+            yield
+        except (checkpoints.CheckpointError, FloatingPointError):  # the one saved, the other cannot
+            raise
+        except Exception as error:
+            error.add_note(self._save_after(error))
+            raise
+
+    def _save_after(self, error: Exception) -> str:
+        if self.accelerator.num_processes > 1:
+            return "Several processes cannot save when one has failed: go on from the last checkpoint."
+        if self._updating:
+            return (
+                f"It came within the update of step {self.step + 1}, so no state was saved: go on from the last one."
+            )
+        if self.saved_step == self.step:
+            return f"The state after step {self.step} is in checkpoint-{self.step}."
+        try:
+            restore_random_state(self._random_state)
+            self._save()
+        except Exception as second:
+            return f"The state after step {self.step} could not be saved: {second}"
+        return f"The state after step {self.step} is saved in checkpoint-{self.step}."
 
     def _loop(self) -> None:
         args, accelerator = self.args, self.accelerator
         self.model.train()
+        self._random_state = random_state()
         accumulation = args.gradient_accumulation_steps
         batches = iterate_batches(
             self.source,
@@ -273,6 +369,8 @@ class Trainer:
         while self.step < self.max_steps:
             self.progress.step(*self._train_step(batches))
             self.step += 1
+            self._updating = False
+            self._random_state = random_state()
             if self.guard.gives_up(self.step):
                 self._give_up()
             logs = self.step % args.logging_steps == 0
@@ -285,7 +383,7 @@ class Trainer:
                     self._sample()
             # Several processes agree by a message, which costs a synchronisation: with the log only.
             if (accelerator.num_processes == 1 or logs) and self.stop.agreed(accelerator):
-                logger.info(f"stopping at step {self.step}: {'SIGTERM' if self.stop.terminated else 'time is up'}.")
+                logger.info(f"stopping at step {self.step}: {self.stop.reason}.")
                 return
 
     def _give_up(self) -> None:
@@ -298,6 +396,8 @@ class Trainer:
     def _train_step(self, batches) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """One optimiser step; mean loss, gradient norm, and whether it was skipped, on the device."""
         accelerator, accumulation = self.accelerator, self.args.gradient_accumulation_steps
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.learning_rate(self.step)
         total = torch.zeros((), device=accelerator.device)
         norm, skipped = torch.zeros_like(total), torch.zeros_like(total)
         for micro_step in range(self.step * accumulation, (self.step + 1) * accumulation):
@@ -308,11 +408,10 @@ class Trainer:
                 if accelerator.sync_gradients:
                     norm = accelerator.clip_grad_norm_(self.model.parameters(), self.max_grad_norm)
                     skipped = self.guard.check(norm)
+                    self._updating = True
                 self.optimizer.step()
                 self.optimizer.zero_grad()
             total += loss.detach()
-        if not accelerator.optimizer_step_was_skipped:
-            self.lr_scheduler.step()
         self.ema.step(self.network.parameters())
         return total / accumulation, norm, skipped
 
@@ -361,7 +460,7 @@ class Trainer:
     def _log(self) -> None:
         values = self.progress.summary(self.accelerator)
         values |= self._level_values(self.levels.take(self.accelerator))
-        values["lr"] = self.lr_scheduler.get_last_lr()[0]
+        values["lr"] = self.learning_rate(self.step - 1)
         values["ema_decay"] = self.ema.cur_decay_value
         if self.source.num_images is not None:
             values["epoch"] = self.step * self.images_per_step / self.source.num_images
@@ -375,24 +474,54 @@ class Trainer:
 
     def _save(self) -> None:
         limit = self.args.checkpoints_total_limit
-        checkpoints.save_checkpoint(self.accelerator, self.output_dir, self.step, limit, self._arguments())
+        ledger = None if self.output is None else self.output.ledger
+        checkpoints.save_checkpoint(self.accelerator, self.output_dir, self.step, limit, self._arguments(), ledger)
         self.saved_step = self.step
 
-    def _sample(self) -> None:
-        """Draw a grid on the main process while the others wait; given up on SIGTERM."""
+    def _sample(self, last: bool = False) -> None:
+        """Draw a grid on the main process while the others wait, if there is time for it; given up on a signal."""
         if self.accelerator.is_main_process:
-            with contextlib.suppress(samples.SamplingAborted):
-                with averaged_weights(self.network, self.ema) as network:
-                    images = samples.draw_samples(
-                        network,
-                        self.scheduler,
-                        num_images=self.args.eval_batch_size,
-                        num_inference_steps=self.args.num_inference_steps,
-                        should_abort=lambda: self.stop.terminated,
-                    )
-                samples.save_grid(images, self.output_dir / "samples" / f"step-{self.step}.png")
-                samples.log_images(self.accelerator, images, self.step)
+            args = self.args
+            steps = samples.sampler_steps(args.save_images_sampler, args.num_inference_steps, self.scheduler)
+            count = self._images_of_grid(steps, last)
+            if count:
+                with contextlib.suppress(samples.SamplingAborted):
+                    self._draw_grid(count, steps)
         self.accelerator.wait_for_everyone()
+
+    def _images_of_grid(self, evaluations: int, last: bool) -> int:
+        """Number of images for which there is time: all or none, at the end also fewer."""
+        wanted, elapsed = self.args.eval_batch_size, time.monotonic() - self._begun
+        images = max(1, self.step - self._first_step) * self.images_per_step / self.accelerator.num_processes
+        guess = (elapsed - self.budget.spent) / images / 3  # a training step is about three evaluations
+        count = self.budget.affordable(wanted, evaluations, elapsed, guess)
+        if count == wanted or (last and count):
+            if count < wanted:
+                logger.info(
+                    f"the grid at step {self.step} has {count} of {wanted} images, {self._share_text(elapsed)}"
+                )
+            return count
+        logger.info(f"the grid at step {self.step} is left out, {self._share_text(elapsed)}")
+        return 0
+
+    def _share_text(self, elapsed: float) -> str:
+        return (
+            f"as grids may take {self.budget.share:.0%} of the run's time and took {self.budget.spent:.1f} of "
+            f"{elapsed:.1f} s; --save_images_time_share 1 draws all."
+        )
+
+    def _draw_grid(self, count: int, steps: int) -> None:
+        began = time.monotonic()
+        options = {"num_images": count, "should_abort": lambda: self.stop.terminated}
+        with averaged_weights(self.network, self.ema) as network:
+            if self.args.save_images_sampler == "fast":
+                images = samples.draw_fast(network, self.scheduler, num_evaluations=steps, **options)
+            else:
+                images = samples.draw_samples(network, self.scheduler, num_inference_steps=steps, **options)
+        with self.output.file(f"{SAMPLES}/step-{self.step}.png") as path:
+            samples.save_grid(images, path)
+        samples.log_images(self.accelerator, images, self.step)
+        self.budget.add(time.monotonic() - began, count * steps)
 
     def _finish(self) -> None:
         if self.saved_step != self.step:
@@ -401,7 +530,7 @@ class Trainer:
             self._save_result()
         self.accelerator.wait_for_everyone()
         if self.args.save_images_steps and not self.stop.terminated:
-            self._sample()
+            self._sample(last=True)
         if self.accelerator.is_main_process:
             self._describe_result()
         if self.repository is not None:
@@ -415,20 +544,25 @@ class Trainer:
 
     def _describe_result(self) -> None:
         processes = self.accelerator.num_processes
-        write_card(self.output_dir, self.args, self.network, self.scheduler, self.step, processes)
+        write_card(self.output, self.args, self.network, self.scheduler, self.step, processes)
 
     def _save_result(self) -> None:
         """Write the result to the output folder, each part complete or as before."""
-        partial = self.output_dir / ".partial-result"
-        shutil.rmtree(partial, ignore_errors=True)
+        partial = fresh_folder(self.output_dir / ".partial-result")
         with averaged_weights(self.network, self.ema) as network:
             self._result(network).save_pretrained(partial)
-        for entry in sorted(partial.iterdir()):
-            if entry.is_dir():
-                checkpoints.replace_folder(entry, self.output_dir / entry.name)
-            else:
-                entry.replace(self.output_dir / entry.name)
+        self.output.place(partial)
         partial.rmdir()
+
+
+def log_options(accelerator, config: dict) -> None:
+    """Give the options to the trackers, without the file that accelerate's tracker for TensorBoard overwrites."""
+    for tracker in accelerator.trackers:
+        if tracker.name == "tensorboard":
+            tracker.writer.add_hparams(config, metric_dict={})
+            tracker.writer.flush()
+        else:
+            tracker.store_init_configuration(config)
 
 
 def build_times(args: argparse.Namespace, scheduler) -> TrainingTimes:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .losses import REDUCTIONS
 from .presets import preset_defaults, read_preset
+from .samples import MAX_FAST_EVALUATIONS, SAMPLERS
 from .times import TIME_SAMPLINGS, WEIGHTINGS
 
 SDES = ("ve", "vp", "subvp")
@@ -45,6 +46,7 @@ def parse_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         if first.config is not None:
             parser.set_defaults(**preset_defaults(read_preset(first.config, first.set)))
         args = parser.parse_args(argv)
+        prefer_typed(args, typed_options(build_parser(), argv))
         check_args(args)
     except ValueError as error:
         parser.error(str(error))
@@ -56,6 +58,28 @@ def _config_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     _add_config(parser)
     return parser
+
+
+def typed_options(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> set[str]:
+    """Names of the options that stand on the command line."""
+    for action in parser._actions:
+        action.default, action.required = argparse.SUPPRESS, False
+    parser._defaults.clear()
+    return set(vars(parser.parse_args(argv)))
+
+
+def prefer_typed(args: argparse.Namespace, typed: set[str]) -> None:
+    """Let typed options win over those of an official configuration that mean the same in other words.
+
+    Raises:
+        ValueError: if both numbers of steps were typed.
+    """
+    if {"num_epochs", "max_train_steps"} <= typed:
+        raise ValueError("--num_epochs and --max_train_steps both say how long to train; give one of them.")
+    if "num_epochs" in typed:
+        args.max_train_steps = None
+    if {"train_batch_size", "gradient_accumulation_steps"} <= typed and "total_batch_size" not in typed:
+        args.total_batch_size = None
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -73,6 +97,7 @@ def check_args(args: argparse.Namespace) -> None:
         ("loss_weighting", WEIGHTINGS),
         ("time_sampling", TIME_SAMPLINGS),
         ("loss", LOSSES),
+        ("save_images_sampler", SAMPLERS),
     ):
         value = getattr(args, name)
         if value not in allowed:
@@ -97,6 +122,18 @@ def _check_data(args: argparse.Namespace) -> None:
 
 
 def _check_combinations(args: argparse.Namespace) -> None:
+    if args.resume_from_checkpoint is not None and args.overwrite_output_dir:
+        raise ValueError(
+            "--resume_from_checkpoint goes on with a run, --overwrite_output_dir starts anew; give one of them."
+        )
+    steps = args.num_inference_steps
+    if args.save_images_sampler == "fast" and steps is not None and steps > MAX_FAST_EVALUATIONS:
+        raise ValueError(
+            f"--num_inference_steps is {steps}; with --save_images_sampler fast it is at most {MAX_FAST_EVALUATIONS}. "
+            "Pass --save_images_sampler scheduler for the official sampler."
+        )
+    if not 0 < args.save_images_time_share <= 1:
+        raise ValueError(f"--save_images_time_share is {args.save_images_time_share}; it is above 0 and at most 1.")
     if args.set and args.config is None:
         raise ValueError(f"--set {args.set[0]} changes an official configuration; name one by --config.")
     if args.loss == "sliced" and args.torch_compile:
@@ -290,14 +327,14 @@ def add_optimisation_flags(parser: argparse.ArgumentParser) -> None:
         type=int,
         help="images per process and forward pass; default: what --total_batch_size leaves, or 16",
     )
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="forward passes per step")
+    group.add_argument("--gradient_accumulation_steps", type=int, help="forward passes per step; default: 1")
     group.add_argument(
         "--total_batch_size",
         type=int,
         help="images per optimiser step over all processes and passes; with --train_batch_size it fixes the passes",
     )
-    group.add_argument("--num_epochs", type=int, default=100, help="passes over the data, unless --max_train_steps")
-    group.add_argument("--max_train_steps", type=int, help="optimiser steps; overrides --num_epochs")
+    group.add_argument("--num_epochs", type=int, help="passes over the data; default: 100, or what --config says")
+    group.add_argument("--max_train_steps", type=int, help="optimiser steps, instead of --num_epochs")
     group.add_argument(
         "--max_train_seconds",
         type=float,
@@ -332,14 +369,17 @@ def add_run_flags(parser: argparse.ArgumentParser) -> None:
         "--output_dir", default="sde-model", help="gets the final pipeline, checkpoint-N/, samples/ and logs/"
     )
     group.add_argument(
-        "--overwrite_output_dir", action="store_true", help="remove the checkpoints of an earlier run and start anew"
+        "--overwrite_output_dir",
+        action="store_true",
+        help="start anew where an earlier run was: its checkpoints, grids and history go, its model when the new one "
+        "is there, files of others never",
     )
     group.add_argument("--checkpointing_steps", type=int, default=500, help="optimiser steps between checkpoints")
     group.add_argument(
         "--checkpoints_total_limit", type=int, help="keep this many checkpoints, remove the oldest; default: keep all"
     )
     group.add_argument(
-        "--resume_from_checkpoint", help="a checkpoint-N folder, or latest (starts anew if there is none)"
+        "--resume_from_checkpoint", help="a checkpoint-N folder, or latest (starts if none was written yet)"
     )
     group.add_argument(
         "--dry_run", "--dry-run", action="store_true", help="print what would be trained, and how, and stop"
@@ -358,7 +398,24 @@ def _add_samples(parser: argparse.ArgumentParser) -> None:
         help="optimiser steps between grids samples/step-N.png, with one more at the end; 0 for none",
     )
     group.add_argument("--eval_batch_size", type=int, default=16, help="images per grid")
-    group.add_argument("--num_inference_steps", type=int, default=1000, help="sampling steps per grid")
+    group.add_argument(
+        "--save_images_sampler",
+        default="fast",
+        help="fast: SDE-DPM-Solver++ (2M) in at most 25 evaluations of the network; scheduler: the scheduler's "
+        "Predictor-Corrector, as officially",
+    )
+    group.add_argument(
+        "--num_inference_steps",
+        type=int,
+        help="sampling steps per grid; default: 20 (fast), or as many as the scheduler has noise levels",
+    )
+    group.add_argument(
+        "--save_images_time_share",
+        type=float,
+        default=0.1,
+        help="largest share of the run's time that fast grids take, above 0 and at most 1 for no bound: grids are "
+        "left out, the last one has fewer images",
+    )
 
 
 def add_hub_flags(parser: argparse.ArgumentParser) -> None:

@@ -16,4 +16,6 @@ def run_script(train: Callable[[argparse.Namespace], int], args: argparse.Namesp
         return train(args)
     except (ValueError, OSError, FloatingPointError) as error:
         logger.error(error, exc_info=logger.isEnabledFor(logging.DEBUG))
+        for note in getattr(error, "__notes__", ()):
+            logger.error(note)
         sys.exit(1)
