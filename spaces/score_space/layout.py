@@ -1,5 +1,6 @@
 """What the tabs share: the choice of a model, sliders, results, and how a run is started, shown and stopped."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -121,7 +122,7 @@ class Controls:
         Ending it closes its generator, and with it the run: see `runs`.
         """
         event = self.start.click(
-            friendly(handler),
+            _cleared(friendly(handler), len(outputs)),
             inputs,
             [*outputs, self.status],
             api_name=api_name,
@@ -129,16 +130,25 @@ class Controls:
             concurrency_limit=CONCURRENT_RUNS,
             show_progress_on=self.status,
         )
-        # What an earlier run showed would pass for the answer to what has just been refused.
-        event.failure(
-            lambda: [*(None for _ in outputs), status("Refused or failed; see the message.")],
-            None,
-            [*outputs, self.status],
-            queue=False,
-            api_visibility="private",
-        )
         ended = self.stop.click(None, cancels=[event], api_visibility="private")
         ended.then(lambda: status("Stopped."), None, self.status, queue=False, api_visibility="private")
+
+
+def _cleared(handler: Callable[..., Iterator], num_outputs: int) -> Callable[..., Iterator]:
+    """A handler that clears its outputs before an error: what an earlier run showed would pass for the answer.
+
+    A run that is stopped ends by `GeneratorExit`, and keeps what it showed.
+    """
+
+    @functools.wraps(handler)
+    def wrapper(*args, **kwargs):
+        try:
+            yield from handler(*args, **kwargs)
+        except Exception:
+            yield [*(None for _ in range(num_outputs)), status("Refused or failed; see the message.")]
+            raise
+
+    return wrapper
 
 
 def image_gallery(label: str, columns: int = 4) -> gr.Gallery:

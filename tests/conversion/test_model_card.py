@@ -23,8 +23,8 @@ def conversion(checkpoint):
         config = official_config(name)
         recorded = RECORDED[config["model"]["name"]]
         small = convert(checkpoint(recorded), description(recorded)["config"])
-        small.pipeline.scheduler = build_scheduler(config)
-        return dataclasses.replace(small, config=config, config_name=name, **changes)
+        pipeline = type(small.pipeline)(small.pipeline.unet, build_scheduler(config))
+        return dataclasses.replace(small, pipeline=pipeline, config=config, config_name=name, **changes)
 
     return build
 

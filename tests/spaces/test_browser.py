@@ -247,7 +247,7 @@ def test_an_upload_that_is_no_image_is_refused(fresh_page, tmp_path):
     panel.get_by_test_id("file-upload").first.set_input_files(tmp_path / "notes.png")
     panel.get_by_role("button", name="Remove Image").wait_for()
     start(panel, "Edit")
-    assert "not an image that can be read" in error_text(fresh_page)
+    assert "not a picture that can be read" in error_text(fresh_page)
 
 
 def test_a_huge_image_is_refused(fresh_page, tmp_path):
@@ -256,7 +256,7 @@ def test_a_huge_image_is_refused(fresh_page, tmp_path):
     panel.get_by_test_id("file-upload").first.set_input_files(tmp_path / "huge.png")
     panel.get_by_role("button", name="Remove Image").wait_for()
     start(panel, "Likelihood")
-    assert "too large" in error_text(fresh_page)
+    assert "at most 16.8 million" in error_text(fresh_page)
 
 
 def test_a_model_that_is_not_there_is_said(fresh_page):
@@ -314,7 +314,7 @@ def test_a_client_without_a_browser_is_refused_likewise(address, tmp_path):
     (tmp_path / "notes.txt").write_text("no image")
     client = Client(address, verbose=False)
     settings = (FASHION, handle_file(str(tmp_path / "notes.txt")), 1, 0)
-    with pytest.raises(Exception, match="not an image that can be read"):
+    with pytest.raises(Exception, match="not a picture that can be read"):
         client.predict(*settings, api_name="/likelihood")
 
 

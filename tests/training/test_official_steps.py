@@ -12,8 +12,8 @@ import torch
 
 from diffusers_sde.conversion.architectures import build_architecture
 from diffusers_sde.conversion.convert import load_checkpoint
-from diffusers_sde.conversion.pytorch import _read as read
 from diffusers_sde.conversion.pytorch import trained_names
+from diffusers_sde.conversion.torch_file import read_torch_file as read
 from diffusers_sde.training import Trainer
 from tests.checkpoints import description, write_checkpoint
 

@@ -69,10 +69,8 @@ def build_network(args: argparse.Namespace) -> torch.nn.Module:
 
         try:
             network = build_official_network(preset)
-        except TypeError as error:
-            raise ValueError(
-                f"--config {args.config} {' '.join(args.set)}: a value has a wrong type; {error}."
-            ) from error
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"--config {args.config} {' '.join(args.set)}: {str(error).rstrip('.')}.") from error
     else:
         network = NCSNppModel.from_config(_default_config(args))
     _check_network(network, args)
