@@ -528,7 +528,7 @@ def test_masks_of_all_forms(form):
 
 def test_masks_that_are_refused_are_called_masks():
     for mask in (MASK.long() * 255, Image.new("F", (8, 8)), MASK[None, None, None]):
-        with pytest.raises(ValueError, match="^`mask_image` "):
+        with pytest.raises(ValueError, match=r"^`mask_image` "):
             draw_image(ScoreSdeInpaintPipeline, IMAGE, mask)
 
 

@@ -61,9 +61,9 @@ class ScoreSdePipelineBase(DiffusionPipeline):
     """Base of the pipelines over a score network and a scheduler.
 
     Args:
-        unet: network with the calling convention of `UNet2DModel`, `network(x, timestep).sample`, and `in_channels` and
-            `out_channels` in its config; `sample_size`, `center_input_sample` and `block_out_channels` are read if they
-            are there. Neither class- nor text-conditional.
+        unet: network with the calling convention of `UNet2DModel`, `network(x, timestep).sample`, and `in_channels`
+            and `out_channels` in its config; `sample_size`, `center_input_sample` and `block_out_channels` are read if
+            the config has them. Neither class- nor text-conditional.
         scheduler: of the process that the network was trained for. Here and by assignment: one of this package's;
             diffusers' `ScoreSdeVeScheduler` or `ScoreSdeVpScheduler`, replaced by ours; or a solver of diffusers',
             which is given the chain of the network, or replaced by ours in pipelines of another task.
