@@ -43,7 +43,7 @@ NETWORKS = {
         )
     ),
 }
-# Of the largest output: e4m3 has 3 bits of mantissa, so every weight is off by up to 6 %; seen 0.01 to 0.11.
+# Of the largest output: e4m3 has 3 bits of mantissa, so every weight is off by up to 6 %; .
 TOLERANCE = 0.25
 
 
