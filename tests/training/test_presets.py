@@ -82,9 +82,7 @@ def test_values_of_the_configuration_are_json_or_text():
 
 
 def test_a_value_of_a_wrong_type_is_told():
-    with pytest.raises(
-        ValueError, match=r"--config ve/cifar10_ncsnpp_continuous model.nf=x: a value has a wrong type"
-    ):
+    with pytest.raises(ValueError, match=r"--config ve/cifar10_ncsnpp_continuous model.nf=x: a value is not allowed"):
         build_network(parse("--config", CIFAR, "--set", "model.nf=x"))
 
 

@@ -101,8 +101,8 @@ def _find_latest(output_dir: Path, ledger: Ledger | None) -> Path | None:
     if faults:
         raise ValueError(
             f"no checkpoint in {output_dir} is intact: {'; '.join(f'{p.name}: {fault}' for p, fault in faults)}. "
-            "Bring one back, or start anew by --overwrite_output_dir instead of --resume_from_checkpoint, or in another "
-            "folder."
+            "Bring one back, or start anew by --overwrite_output_dir instead of --resume_from_checkpoint, or in "
+            "another folder."
         )
     return None
 

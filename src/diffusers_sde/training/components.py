@@ -69,9 +69,9 @@ def build_network(args: argparse.Namespace) -> torch.nn.Module:
 
         try:
             network = build_official_network(preset)
-        except TypeError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(
-                f"--config {args.config} {' '.join(args.set)}: a value has a wrong type; {error}."
+                f"--config {args.config} {' '.join(args.set)}: a value is not allowed: {error}"
             ) from error
     else:
         network = NCSNppModel.from_config(_default_config(args))
