@@ -104,4 +104,8 @@ def test_all_damaged_states_without_record(make_args, runs, tmp_path):
     read, and nothing is left by which to tell.
     """
     for case in [case for case in ALL if case[2] == "without record" and case[1] not in ("flip", "exchange")]:
-        assert case[0].split("/")[0] in outcome(make_args, runs, tmp_path, case), case
+        result = outcome(make_args, runs, tmp_path, case)
+        if case[0] == "unet/config.json":  # not read: the network is that of the options
+            assert result == "same bits", case
+        else:
+            assert case[0].split("/")[0] in result, case

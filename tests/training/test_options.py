@@ -6,6 +6,7 @@ import pytest
 
 import diffusers_sde.training
 from diffusers_sde.training import build_parser, parse_args
+from diffusers_sde.training.accelerator import build_accelerator, resolve_batch_sizes
 from diffusers_sde.training.components import _SETTINGS
 from diffusers_sde.training.options import check_args
 
@@ -52,6 +53,36 @@ def refuse(capsys, *argv):
 )
 def test_wrong_values_are_refused_with_what_is_allowed(capsys, argv, message):
     assert message in " ".join(refuse(capsys, *argv).split())
+
+
+PRESET = ["--data", "b", "--config", "ve/cifar10_ncsnpp_continuous"]
+
+
+def test_what_is_typed_wins_over_a_configuration(capsys):
+    """Its 1,300,001 steps and 128 images would hide the epochs and passes that were asked for."""
+    assert (parse_args(PRESET).max_train_steps, parse_args(PRESET).total_batch_size) == (1300001, 128)
+    args = parse_args([*PRESET, "--num_epochs", "2"])
+    assert (args.num_epochs, args.max_train_steps) == (2, None)
+    args = parse_args([*PRESET, "--train_batch_size", "16", "--gradient_accumulation_steps", "2"])
+    resolve_batch_sizes(args, 1)
+    assert (args.train_batch_size, args.gradient_accumulation_steps) == (16, 2)
+    error = refuse(capsys, *PRESET, "--num_epochs", "2", "--max_train_steps", "9")
+    assert "--num_epochs and --max_train_steps both say how long to train" in error
+
+
+def test_total_and_parts_must_agree():
+    typed = ["--total_batch_size", "64", "--train_batch_size", "16", "--gradient_accumulation_steps", "2"]
+    args = parse_args([*PRESET, *typed])
+    with pytest.raises(ValueError, match="--total_batch_size 64 is not 1 processes x --train_batch_size 16 x"):
+        resolve_batch_sizes(args, 1)
+    resolve_batch_sizes(args, 2)
+
+
+def test_passes_of_accelerates_environment_are_made(make_args, monkeypatch):
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    args = make_args()
+    build_accelerator(args)
+    assert args.gradient_accumulation_steps == 4
 
 
 def test_arguments_made_in_python_are_checked_too(make_args):
