@@ -175,6 +175,25 @@ def test_a_checkpoint_of_another_run_is_not_taken_for_the_runs_own(make_args, tm
         train(make_args(resume_from_checkpoint=other / "checkpoint-4", **options))
 
 
+def test_a_run_killed_before_its_first_checkpoint_had_its_name_starts_again(make_args, tmp_path, monkeypatch):
+    """Recorded, but not there: to take that for a lost checkpoint would stop a job that is restarted for ever."""
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*_):
+        raise Killed
+
+    options = {"save_images_steps": 1, "checkpointing_steps": 2, "resume_from_checkpoint": "latest"}
+    monkeypatch.setattr("diffusers_sde.training.checkpoints.replace_folder", kill)
+    with pytest.raises(Killed):
+        train(make_args(**options))
+    monkeypatch.undo()
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    assert (tmp_path / "run" / "samples" / "step-1.png").is_file()
+    assert train(make_args(**options)) == 4
+
+
 def test_the_record_keeps_up_with_a_kill_at_any_file(tmp_path):
     """A file is in the record before it has its name."""
     output = OutputFolder(tmp_path, ("README.md",))

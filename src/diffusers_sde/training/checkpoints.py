@@ -107,9 +107,15 @@ def _find_latest(output_dir: Path, ledger: Ledger | None) -> Path | None:
     return None
 
 
-def lists_checkpoints(ledger: Ledger) -> bool:
-    """Look whether a run recorded a checkpoint in its output folder."""
-    return any(re.fullmatch(rf"checkpoint-\d+/{MANIFEST_NAME}", name) for name in ledger.all_names())
+def listed_checkpoints(ledger: Ledger) -> list[str]:
+    """Names of the checkpoints that runs recorded in their output folder, whether or not they are still there."""
+    names = [name.partition("/") for name in ledger.all_names()]
+    return [folder for folder, _, file in names if file == MANIFEST_NAME and re.fullmatch(r"checkpoint-\d+", folder)]
+
+
+def partial_of(target: Path) -> Path:
+    """Folder in which a checkpoint is written before it gets its name."""
+    return target.with_name(f".partial-{target.name}")
 
 
 def _strangeness(path: Path, output_dir: str | Path, ledger: Ledger | None) -> str | None:
@@ -117,7 +123,7 @@ def _strangeness(path: Path, output_dir: str | Path, ledger: Ledger | None) -> s
 
     Checkpoints that were copied into a folder without a record are taken as they are.
     """
-    if ledger is None or path.resolve().parent != Path(output_dir).resolve() or not lists_checkpoints(ledger):
+    if ledger is None or path.resolve().parent != Path(output_dir).resolve() or not listed_checkpoints(ledger):
         return None
     if ledger.owns(f"{path.name}/{MANIFEST_NAME}"):
         return None
@@ -234,7 +240,7 @@ def save_checkpoint(
             touched.
     """
     target = Path(output_dir) / f"checkpoint-{step}"
-    partial = target.with_name(f".partial-{target.name}")
+    partial = partial_of(target)
     try:
         if accelerator.is_main_process:
             shutil.rmtree(partial, ignore_errors=True)

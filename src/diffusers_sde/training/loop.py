@@ -168,7 +168,7 @@ class Trainer:
         found = None
         if args.resume_from_checkpoint is not None:
             found = checkpoints.find_checkpoint(output_dir, args.resume_from_checkpoint, self.output.ledger)
-        if found is None and not anew and (self.output.has_results() or self.output.saved_before()):
+        if found is None and not anew and self._is_of_an_earlier_run():
             raise ValueError(
                 f"--output_dir {output_dir} is of an earlier run, and has no checkpoint to go on from. Start anew by "
                 "--overwrite_output_dir instead of --resume_from_checkpoint, or choose another folder."
@@ -180,6 +180,11 @@ class Trainer:
                 aside = checkpoints.set_aside(path, "abandoned")
                 logger.warning(f"{path.name} is later than {found}, from which this run goes on; it is now {aside}.")
         return found
+
+    def _is_of_an_earlier_run(self) -> bool:
+        """Whether a start at step 0 would go over what an earlier run made; grids alone are from before a kill."""
+        grids = self.args.resume_from_checkpoint is None and self.output.grids()
+        return bool(grids) or self.output.has_results() or self.output.saved_before()
 
     def _steps_of_epochs(self) -> int:
         if self.source.num_images is None:

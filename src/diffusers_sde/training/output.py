@@ -54,13 +54,14 @@ class OutputFolder:
             )
 
     def has_results(self) -> bool:
-        """Look whether an earlier run finished or drew a grid here."""
-        names = [name for name in self.results if (self.folder / name).exists()]
-        return bool(names or self.grids())
+        """Look whether an earlier run finished here."""
+        return any((self.folder / name).exists() for name in self.results)
 
     def saved_before(self) -> bool:
-        """Look whether a checkpoint was ever written here."""
-        return bool(list(self.folder.glob("damaged-checkpoint-*"))) or checkpoints.lists_checkpoints(self.ledger)
+        """Look whether a checkpoint was ever written here; one that a kill left without its name does not count."""
+        listed = checkpoints.listed_checkpoints(self.ledger)
+        named = [name for name in listed if not checkpoints.partial_of(self.folder / name).exists()]
+        return bool(named or list(self.folder.glob("damaged-checkpoint-*")))
 
     def clear(self) -> None:
         """Remove checkpoints, grids and history of the earlier run; its result stays until the new one is there."""
