@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from ..schedulers.conventions import CONTINUOUS_FIRST_TIME
@@ -69,7 +70,7 @@ def draw_fast(
     generators = image_generators(seed, range(num_images))
 
     def noise() -> torch.Tensor:
-        return torch.stack([torch.randn(shape[1:], generator=generator) for generator in generators]).to(device)
+        return randn_tensor(shape, generators, device, torch.float32)
 
     times, alphas, sigmas = _levels(sde, num_evaluations)
     x = sde.prior_std * noise()
